@@ -1,0 +1,1 @@
+"""Client side of Tiny-SD on Triton: the documented parameters."""
