@@ -1,0 +1,179 @@
+"""The documented parameters of a generation: names, types, ranges, defaults.
+
+Every side (tokenizer stage, clients, gateway, documentation) takes them from here. The ranges are those of Segmind's
+documented Tiny-SD API; ``image_format`` is ours.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+MAX_PROMPT_CHARACTERS = 4000
+DOCUMENTED_SIZES = (512, 768, 1024)
+# Image i of a generation uses seed + i, which must fit 64 bits as well.
+MAX_SAMPLES = 4
+MAX_SEED = 2**63 - MAX_SAMPLES
+# Drawn seeds stay below 2**32, so that they survive JSON readers that hold numbers as doubles.
+DRAWN_SEEDS = 2**32
+
+
+class Scheduler(str, Enum):
+    """The sampling algorithm, by its documented name."""
+
+    DDIM = "DDIM"
+    DPM_MULTI = "DPM Multi"
+    DPM_SINGLE = "DPM Single"
+    EULER_A = "Euler a"
+    EULER = "Euler"
+    HEUN = "Heun"
+    DPM2_A_KARRAS = "DPM2 a Karras"
+    DPM2_KARRAS = "DPM2 Karras"
+    LMS = "LMS"
+    PNDM = "PNDM"
+    DDPM = "DDPM"
+    UNIPC = "UniPC"
+    DPMPP_2M = "dpmpp_2m"
+    DPMPP_SDE_ANCESTRAL = "dpmpp_sde_ancestral"
+
+
+class ImageFormat(str, Enum):
+    """The file format of the pictures."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+
+
+# Spellings that published clients send, besides any difference of case.
+_ALIASES = {
+    "euler_a": Scheduler.EULER_A,
+    "dmpp_2m": Scheduler.DPMPP_2M,
+    "jpg": ImageFormat.JPEG,
+}
+_BY_NAME: dict[str, Enum] = {member.value.lower(): member for kind in (Scheduler, ImageFormat) for member in kind}
+
+
+def _from_name(given: object) -> object:
+    """The enum member that a name or alias stands for, or the value itself for pydantic to refuse."""
+    if isinstance(given, str) and not isinstance(given, Enum):
+        name = given.lower()
+        return _ALIASES.get(name) or _BY_NAME.get(name, given)
+    return given
+
+
+# At least one visible character; no control characters but tab and line breaks (they cannot be written into a picture).
+_Text = Annotated[
+    str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")
+]
+_VisibleText = Annotated[_Text, StringConstraints(pattern=r"\S")]
+
+
+class Parameters(BaseModel):
+    """What a caller may ask for. Build it with :func:`parse` to get errors in the caller's words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: _VisibleText = Field(
+        description="What the picture should show. (word), (word:1.3) and [word] set emphasis."
+    )
+    negative_prompt: _Text = Field(default="", description="What the picture should not show.")
+    scheduler: Annotated[Scheduler, BeforeValidator(_from_name)] = Field(
+        default=Scheduler.UNIPC, description="Sampling algorithm."
+    )
+    num_inference_steps: int = Field(default=20, ge=20, le=100, description="Denoising steps.")
+    guidance_scale: float = Field(
+        default=7.5,
+        ge=0.1,
+        le=25.0,
+        allow_inf_nan=False,
+        description="How closely the picture follows the prompt; at 1 or below the negative prompt has no effect.",
+    )
+    samples: int = Field(default=1, ge=1, le=MAX_SAMPLES, description="Pictures to make; picture i uses seed + i.")
+    seed: int = Field(default=-1, ge=-1, le=MAX_SEED, description="Seed of the first picture; -1 draws one.")
+    img_width: int = Field(
+        default=512, description="Width in pixels.", json_schema_extra={"enum": list(DOCUMENTED_SIZES)}
+    )
+    img_height: int = Field(
+        default=512, description="Height in pixels.", json_schema_extra={"enum": list(DOCUMENTED_SIZES)}
+    )
+    base64: bool = Field(default=True, description="Pictures as base64 text (true) or raw bytes (false).")
+    image_format: Annotated[ImageFormat, BeforeValidator(_from_name)] = Field(
+        default=ImageFormat.JPEG, description="File format of the pictures."
+    )
+
+    def resolved(self) -> Parameters:
+        """The same parameters with a seed drawn where none was given."""
+        return self if self.seed >= 0 else self.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+
+    def picture(self) -> dict[str, Any]:
+        """What determines the pictures, as JSON values; this is what they carry inside."""
+        return self.model_dump(mode="json", exclude={"base64"})
+
+
+class InvalidParameter(ValueError):
+    """A value outside what is allowed.
+
+    ``parameter`` is its name; the message reads ``<parameter>: got <value>; allowed: <what is allowed>``.
+    """
+
+    def __init__(self, parameter: str, problem: str) -> None:
+        super().__init__(f"{parameter}: {problem}")
+        self.parameter = parameter
+
+
+def parse(values: Mapping[str, object], sizes: Iterable[int] = DOCUMENTED_SIZES) -> Parameters:
+    """Check ``values`` and fill in the defaults.
+
+    ``sizes`` are the widths and heights in pixels that this server allows. Raises :class:`InvalidParameter` for the first
+    value that is missing, mistyped, out of range or unknown.
+    """
+    try:
+        parameters = Parameters.model_validate(values)
+    except ValidationError as error:
+        raise _in_callers_words(error.errors(include_url=False)[0]) from None
+    allowed = sorted(sizes)
+    for name in ("img_width", "img_height"):
+        given = getattr(parameters, name)
+        if given not in allowed:
+            raise InvalidParameter(name, f"got {given}; allowed: {', '.join(map(str, allowed))}")
+    return parameters
+
+
+def allowed_values(parameter: str) -> str:
+    """What ``parameter`` may be, in words, from its definition."""
+    field = Parameters.model_fields[parameter]
+    schema = Parameters.model_json_schema()["properties"][parameter]
+    if parameter in ("scheduler", "image_format"):
+        kind = Scheduler if parameter == "scheduler" else ImageFormat
+        return ", ".join(member.value for member in kind)
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if schema["type"] == "string":
+        least = 1 if field.is_required() else 0
+        return f"text of {least} to {MAX_PROMPT_CHARACTERS} characters without control characters"
+    if schema["type"] == "boolean":
+        return "true or false"
+    noun = "an integer" if schema["type"] == "integer" else "a number"
+    return f"{noun} from {schema['minimum']} to {schema['maximum']}"
+
+
+def _in_callers_words(error: ErrorDetails) -> InvalidParameter:
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return InvalidParameter(name[:64], f"unknown parameter; allowed: {', '.join(Parameters.model_fields)}")
+    if error["type"] == "missing":
+        return InvalidParameter(name, f"is required; allowed: {allowed_values(name)}")
+    return InvalidParameter(name, f"got {_shown(error['input'])}; allowed: {allowed_values(name)}")
+
+
+def _shown(value: object) -> str:
+    """A value as an error message shows it: short, and never a whole prompt."""
+    if isinstance(value, str) and len(value) > 40:
+        return f"text of {len(value)} characters"
+    return repr(value)

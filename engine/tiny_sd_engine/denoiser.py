@@ -1,0 +1,312 @@
+"""The denoising loop, batched in flight: pick what runs, run it, book the results.
+
+Jobs come and go between any two U-Net calls. A call holds images of equal shape from whichever jobs have waited longest,
+each at its own timestep of its own schedule.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tiny_sd_engine import checkpoint
+from tiny_sd_engine.device import Device
+from tiny_sd_engine.errors import EngineError, InvalidInput, Overdue
+from tiny_sd_engine.schedulers import HISTORY, NOISE_SLOT, Schedule, compile_schedule, latents_slot, prediction_slot
+
+log = logging.getLogger(__name__)
+
+MAX_STEPS = 200
+"""More than callers may ask for; it bounds the time that compiling a schedule takes."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one generation asks of the U-Net."""
+
+    prompt_embeds: torch.Tensor
+    """[tokens, hidden] float32."""
+    negative_embeds: torch.Tensor
+    """[tokens, hidden] float32; unused at a guidance scale of 1 or below."""
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    seeds: Sequence[int]
+    """One image each; all its noise comes from a generator with this seed."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    deadline: float = 0.0
+    """Unix time in seconds after which the result is of no use; 0: none."""
+
+
+class Image:
+    """One picture on its way from noise to latents."""
+
+    def __init__(self, job: Job, seed: int, shape: tuple[int, int, int], device: torch.device) -> None:
+        self.job = job
+        self.evaluation = 0
+        self.turn = 0
+        """When this image last ran, in U-Net calls; 0: never."""
+        self._shape = shape
+        self._generator = torch.Generator().manual_seed(seed)
+        self._history = torch.zeros(HISTORY, *shape, device=device)
+        self._history[latents_slot(0)] = self._noise() * job.schedule.initial_scale
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """[channels, h, w] float32."""
+        return self._history[latents_slot(self.evaluation)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``latents`` are final."""
+        return self.evaluation == len(self.job.schedule)
+
+    def book(self, prediction: torch.Tensor) -> None:
+        """Go one evaluation on with the U-Net's guided prediction, [channels, h, w] float32."""
+        schedule = self.job.schedule
+        self._history[prediction_slot(self.evaluation)] = prediction
+        if schedule.draws_noise[self.evaluation]:
+            self._history[NOISE_SLOT] = self._noise()
+        following = torch.tensordot(self.job.coefficients[self.evaluation], self._history, dims=1)
+        self.evaluation += 1
+        self._history[latents_slot(self.evaluation)] = following
+
+    def _noise(self) -> torch.Tensor:
+        # Always drawn on the CPU: the same seed means the same picture on every device.
+        return torch.randn(self._shape, generator=self._generator).to(self._history.device)
+
+
+class Job:
+    """A generation in flight: its images, and how it ended."""
+
+    def __init__(self, task: Task, schedule: Schedule, shape: tuple[int, int, int], device: Device) -> None:
+        self.task = task
+        self.schedule = schedule
+        self.coefficients = schedule.coefficients.to(device.torch_device)
+        self.error: Exception | None = None
+        self.seen = time.monotonic()
+        guided = task.guidance_scale > 1.0
+        texts = [task.negative_embeds, task.prompt_embeds] if guided else [task.prompt_embeds]
+        self.embeddings = torch.stack(texts).to(device.torch_device, device.dtype)
+        """[rows, tokens, hidden] in the U-Net's precision; rows: unconditional and conditional, or conditional alone."""
+        self.images = [Image(self, seed, shape, device.torch_device) for seed in task.seeds]
+
+    @property
+    def rows(self) -> int:
+        """U-Net rows of each image."""
+        return self.embeddings.shape[0]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all images are final."""
+        return all(image.finished for image in self.images)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do: finished, or failed with ``error``."""
+        return self.error is not None or self.finished
+
+    def latents(self) -> torch.Tensor:
+        """[samples, channels, h, w] float32 on the CPU."""
+        return torch.stack([image.latents for image in self.images]).cpu()
+
+
+class Observer(Protocol):
+    """Who wants to know what the denoiser does. Called from the thread that calls the denoiser."""
+
+    def unet_call(self, rows: int, images: int, seconds: float) -> None:
+        """A U-Net call took one step of so many images."""
+
+    def jobs_in_flight(self, jobs: int) -> None:
+        """The number of jobs has changed."""
+
+    def job_evicted(self) -> None:
+        """A job was dropped because nobody asked for it any more."""
+
+    def job_overdue(self) -> None:
+        """A job was stopped because its deadline passed."""
+
+
+class Denoiser:
+    """The U-Net with the jobs in flight, by key. Safe to call from several threads; one of them runs at a time."""
+
+    def __init__(
+        self, path: Path, device: Device, max_rows: int | None = None, observer: Observer | None = None
+    ) -> None:
+        """``max_rows``: most rows of a U-Net call (an image's own rows always stay together); None: by the device."""
+        self._unet = checkpoint.load_unet(path, device)
+        self._device = device
+        self._max_rows = max_rows or device.unet_rows
+        self._observer = observer
+        self._channels, self._pixels_per_latent = checkpoint.latent_shape(path)
+        self._tokens = checkpoint.tokens_per_window(path)
+        self._jobs: dict[object, Job] = {}
+        self._turns = itertools.count(1)
+        self._lock = threading.Lock()
+        config = checkpoint.load_scheduler_config(path)
+        self._schedule = lru_cache(maxsize=256)(lambda name, steps: compile_schedule(name, steps, config))
+
+    def job(self, key: object, task: Callable[[], Task]) -> Job:
+        """The job in flight under ``key``, or a new one for ``task()``.
+
+        An evicted job that is asked for again starts anew, and comes to the same result. Raises :class:`InvalidInput` for a
+        task that cannot be run.
+        """
+        with self._lock:
+            if key not in self._jobs:
+                self._jobs[key] = self._admit(task())
+                self._report_jobs()
+            return self._jobs[key]
+
+    def run_to_end(self, jobs: Sequence[Job]) -> None:
+        """Denoise until all ``jobs`` have ended."""
+        while unfinished := [job for job in jobs if not job.ended]:
+            self.run(unfinished, math.inf)
+
+    def remove(self, key: object) -> None:
+        """Forget a job, ended or not."""
+        with self._lock:
+            self._jobs.pop(key, None)
+            self._report_jobs()
+
+    def evict(self, older_than_s: float) -> int:
+        """Drop the jobs that nobody has run for so many seconds. Returns how many."""
+        with self._lock:
+            oldest = time.monotonic() - older_than_s
+            dropped = [key for key, job in self._jobs.items() if job.seen < oldest]
+            for key in dropped:
+                del self._jobs[key]
+                if self._observer:
+                    self._observer.job_evicted()
+            self._report_jobs()
+            return len(dropped)
+
+    def run(self, jobs: Sequence[Job], quantum_s: float) -> None:
+        """Denoise until one of ``jobs`` has ended or ``quantum_s`` seconds have passed, whichever comes first.
+
+        At least one U-Net call is made if there is one to make. A job that fails gets its ``error``; nothing is raised.
+        """
+        with self._lock, torch.inference_mode():
+            end = time.monotonic() + quantum_s
+            while True:
+                self._stop_overdue(jobs)
+                if any(job.ended for job in jobs):
+                    break
+                images = self._pick(jobs)
+                if not images:
+                    break
+                self._advance(images)
+                if time.monotonic() >= end:
+                    break
+            now = time.monotonic()
+            for job in jobs:
+                job.seen = now
+
+    def warm_up(self, width: int, height: int) -> None:
+        """Make one U-Net call with and one without guidance, for pictures of this size in pixels."""
+        text = torch.zeros(self._tokens, self._unet.config.cross_attention_dim)
+        for guidance_scale in (1.0, 2.0):
+            job = self._admit(Task(text, text, "UniPC", 20, guidance_scale, [0], width, height))
+            with torch.inference_mode():
+                self._predict(job.images)
+        self._device.synchronize()
+
+    def _admit(self, task: Task) -> Job:
+        if task.prompt_embeds.shape != task.negative_embeds.shape:
+            raise InvalidInput("negative_embeds", "must have the shape of prompt_embeds")
+        if task.prompt_embeds.shape[-1] != self._unet.config.cross_attention_dim:
+            raise InvalidInput("prompt_embeds", f"hidden size must be {self._unet.config.cross_attention_dim}")
+        for name, value in (("img_width", task.width), ("img_height", task.height)):
+            if value <= 0 or value % self._pixels_per_latent:
+                raise InvalidInput(name, f"got {value}; allowed: multiples of {self._pixels_per_latent} pixels")
+        if not task.seeds:
+            raise InvalidInput("seed", "one for each image is needed")
+        if not 1 <= task.num_inference_steps <= MAX_STEPS:
+            raise InvalidInput("num_inference_steps", f"got {task.num_inference_steps}; allowed: 1 to {MAX_STEPS}")
+        shape = (self._channels, task.height // self._pixels_per_latent, task.width // self._pixels_per_latent)
+        return Job(task, self._schedule(task.scheduler, task.num_inference_steps), shape, self._device)
+
+    def _stop_overdue(self, jobs: Iterable[Job]) -> None:
+        now = time.time()
+        for job in jobs:
+            if job.task.deadline and now > job.task.deadline and not job.ended:
+                job.error = Overdue("the request's timeout passed before the picture was finished")
+                if self._observer:
+                    self._observer.job_overdue()
+
+    def _pick(self, jobs: Iterable[Job]) -> list[Image]:
+        """Images for one U-Net call: the one that has waited longest, and those that fit in with it, longest wait first."""
+        waiting = sorted((image for job in jobs for image in job.images if not image.finished), key=lambda i: i.turn)
+        picked: list[Image] = []
+        rows = 0
+        for image in waiting:
+            if picked and (_shape(image) != _shape(picked[0]) or rows + image.job.rows > self._max_rows):
+                continue
+            picked.append(image)
+            rows += image.job.rows
+        return picked
+
+    def _advance(self, images: Sequence[Image]) -> None:
+        start = time.monotonic()
+        try:
+            for image, prediction in zip(images, self._predict(images), strict=True):
+                image.book(prediction)
+        except Exception as error:  # a failed call must not take down the jobs that had no part in it
+            log.exception("a U-Net call failed")
+            for image in images:
+                image.job.error = EngineError(f"the denoiser failed: {type(error).__name__}")
+                image.job.error.__cause__ = error
+        turn = next(self._turns)
+        for image in images:
+            image.turn = turn
+        if self._observer:
+            rows = sum(image.job.rows for image in images)
+            self._observer.unet_call(rows, len(images), time.monotonic() - start)
+
+    def _predict(self, images: Sequence[Image]) -> list[torch.Tensor]:
+        """One U-Net call. Returns the guided prediction of each image, [channels, h, w] float32."""
+        rows = [image.job.rows for image in images]
+        scaled = [image.latents * image.job.schedule.input_scale[image.evaluation] for image in images]
+        timesteps = [image.job.schedule.timesteps[image.evaluation] for image in images]
+        repeats = torch.tensor(rows)
+        predictions = self._unet(
+            torch.stack(scaled)
+            .repeat_interleave(repeats.to(self._device.torch_device), dim=0)
+            .to(self._device.dtype, memory_format=torch.channels_last),
+            torch.stack(timesteps).repeat_interleave(repeats).to(self._device.torch_device),
+            torch.cat([image.job.embeddings for image in images]),
+            return_dict=False,
+        )[0].float()
+        return [
+            _guide(own, image.job.task.guidance_scale)
+            for image, own in zip(images, predictions.split(rows), strict=True)
+        ]
+
+    def _report_jobs(self) -> None:
+        if self._observer:
+            self._observer.jobs_in_flight(len(self._jobs))
+
+
+def _shape(image: Image) -> tuple[torch.Size, int]:
+    return image.latents.shape, image.job.embeddings.shape[1]
+
+
+def _guide(rows: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans, 2022): away from the unconditional row. rows: [1 or 2, channels, h, w]."""
+    if len(rows) == 1:
+        return rows[0]
+    unconditional, conditional = rows
+    return unconditional + guidance_scale * (conditional - unconditional)

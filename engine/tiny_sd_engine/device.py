@@ -1,0 +1,91 @@
+"""Where the networks run: device, precision, threads, and how much one call may hold."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tiny_sd_engine.errors import EngineError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device with the precision its networks compute in.
+
+    On a CPU a call holds the rows of one image (or one prompt window) only: more rows buy no speed there, and the kernels
+    round differently for other row counts, so an image's bytes would depend on its neighbours.
+    """
+
+    torch_device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def mixes_requests(self) -> bool:
+        """Whether one network call may hold rows of several images."""
+        return self.torch_device.type == "cuda"
+
+    @property
+    def unet_rows(self) -> int:
+        """Rows of one U-Net call. An image is never split: one image may exceed the bound by itself."""
+        return 16 if self.mixes_requests else 1
+
+    @property
+    def images_per_decode(self) -> int:
+        """Images of one VAE call; the VAE's activations are the largest of the pipeline."""
+        return 4 if self.mixes_requests else 1
+
+    @property
+    def windows_per_encode(self) -> int:
+        """Prompt windows of one text encoder call."""
+        return 64 if self.mixes_requests else 1
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.torch_device.type == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+
+
+def select_device(kind: str = "auto", device_id: int = 0, precision: str = "auto") -> Device:
+    """The device for Triton's instance ``kind`` (``GPU``, ``CPU``; or ``auto``: a GPU where there is one).
+
+    ``precision`` is ``auto``, ``fp32``, ``bf16`` or ``fp16``. Raises :class:`EngineError` for a GPU that torch cannot use.
+    """
+    if kind == "auto":
+        kind = "GPU" if torch.cuda.is_available() else "CPU"
+    if kind == "GPU" and not torch.cuda.is_available():
+        raise EngineError(
+            "a GPU instance was asked for, but this torch has no CUDA device; install a CUDA build of torch"
+        )
+    device = torch.device("cuda", device_id) if kind == "GPU" else torch.device("cpu")
+    dtype = _automatic_dtype(device) if precision == "auto" else _DTYPES[precision]
+    return Device(device, dtype)
+
+
+def _automatic_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.float16
+    processor = torch.cpu.get_capabilities()
+    return torch.bfloat16 if processor.get("amx_bf16") or processor.get("avx512_bf16") else torch.float32
+
+
+def limit_threads(threads: int | None = None) -> int:
+    """Let torch use ``threads`` CPU threads, or as many as the container's CPU quota grants. Returns the number."""
+    count = threads or min(torch.get_num_threads(), _cpu_quota())
+    torch.set_num_threads(count)
+    return count
+
+
+def _cpu_quota(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPUs that cgroup v2 grants, at least 1; torch itself sees the machine's cores only."""
+    cores = os.cpu_count() or 1
+    try:
+        quota, period = cpu_max.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, math.ceil(int(quota) / int(period)))

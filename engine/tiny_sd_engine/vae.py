@@ -1,0 +1,49 @@
+"""Latents → pixels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tiny_sd_engine import checkpoint
+from tiny_sd_engine.device import Device
+
+
+class VaeDecoder:
+    """The decoder half of a checkpoint's VAE."""
+
+    def __init__(self, path: Path, device: Device) -> None:
+        self._vae = checkpoint.load_vae(path, device)
+        self._device = device
+        self._channels, self._pixels_per_latent = checkpoint.latent_shape(path)
+
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        """Decode images of any sizes; equal sizes share VAE calls.
+
+        latents: one [channels, h, w] float32 per image. Returns one [height, width, 3] uint8 per image, in their order.
+        """
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for index, image in enumerate(latents):
+            by_shape[image.shape].append(index)
+        pixels: dict[int, np.ndarray] = {}
+        for indices in by_shape.values():
+            most = self._device.images_per_decode
+            for start in range(0, len(indices), most):
+                call = indices[start : start + most]
+                pixels.update(zip(call, self._call(torch.stack([latents[index] for index in call])), strict=True))
+        return [pixels[index] for index in range(len(latents))]
+
+    def warm_up(self, width: int, height: int) -> None:
+        """Decode one picture of this size, in pixels."""
+        self.decode([torch.zeros(self._channels, height // self._pixels_per_latent, width // self._pixels_per_latent)])
+
+    @torch.inference_mode()
+    def _call(self, latents: torch.Tensor) -> np.ndarray:
+        scaled = (latents / self._vae.config.scaling_factor).to(self._device.torch_device, self._device.dtype)
+        images = self._vae.decode(scaled, return_dict=False)[0].float()
+        bytes_ = (images / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return np.asarray(bytes_.permute(0, 2, 3, 1).cpu())

@@ -1,0 +1,106 @@
+"""Third stage: the denoising loop. Requests come back to ``execute`` again and again until their picture is done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+from metrics import Metrics
+
+from tiny_sd_engine.denoiser import Denoiser, Job, Task
+from tiny_sd_engine.device import limit_threads, select_device
+from tiny_sd_engine.errors import InvalidInput, Overdue
+from tiny_sd_engine.settings import Settings
+
+
+class TritonPythonModel:
+    """Triton's interface to the denoiser: in flight under iterative sequences, else each batch to its end."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the checkpoint's U-Net and start watching for jobs that Triton has dropped."""
+        settings = Settings.from_environment()
+        limit_threads(settings.threads)
+        device = select_device(args["model_instance_kind"], int(args["model_instance_device_id"]), settings.precision)
+        self._in_flight = "sequence_batching" in json.loads(args["model_config"])
+        self._quantum_s = settings.quantum_ms / 1000
+        self._plain_keys = itertools.count()
+        metrics = Metrics(args["model_name"], args["model_version"], args["model_instance_name"])
+        self._denoiser = Denoiser(settings.checkpoint, device, settings.max_rows, metrics)
+        self._denoiser.warm_up(settings.sizes[0], settings.sizes[0])
+        self._stopping = threading.Event()
+        self._evictor = threading.Thread(target=self._evict, args=(settings.evict_after_s,), daemon=True)
+        self._evictor.start()
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Take every request's job some steps on; answer those that have ended, hand the others back to Triton."""
+        keys = [request.correlation_id() if self._in_flight else next(self._plain_keys) for request in requests]
+        answers = [self._admit(key, request) for key, request in zip(keys, requests, strict=True)]
+        jobs = [answer for answer in answers if isinstance(answer, Job)]
+        if self._in_flight:
+            self._denoiser.run(jobs, self._quantum_s)
+        else:
+            self._denoiser.run_to_end(jobs)
+        return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
+
+    def finalize(self) -> None:
+        """Stop the watch."""
+        self._stopping.set()
+        self._evictor.join()
+
+    def _admit(self, key: object, request: Any) -> Any:
+        """The request's job, or the error response that it gets instead."""
+        if request.is_cancelled():
+            return _refusal("the request was cancelled", pb_utils.TritonError.CANCELLED)
+        try:
+            return self._denoiser.job(key, lambda: _task(request))
+        except InvalidInput as error:
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # nothing raises out of execute: it would fail the whole batch
+            pb_utils.Logger.log_error(f"unet: {error!r}")
+            return _refusal("the denoiser failed", pb_utils.TritonError.INTERNAL)
+
+    def _answer(self, key: object, request: Any, answer: Any) -> Any:
+        if isinstance(answer, Job) and not answer.ended:
+            request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+            return None
+        self._denoiser.remove(key)
+        return _result(answer) if isinstance(answer, Job) else answer
+
+    def _evict(self, older_than_s: float) -> None:
+        while not self._stopping.wait(older_than_s / 4):
+            self._denoiser.evict(older_than_s)
+
+
+def _task(request: Any) -> Task:
+    return Task(
+        prompt_embeds=torch.from_numpy(_array(request, "prompt_embeds")),
+        negative_embeds=torch.from_numpy(_array(request, "negative_embeds")),
+        scheduler=_array(request, "scheduler")[0].decode("utf-8", "replace"),
+        num_inference_steps=int(_array(request, "num_inference_steps")[0]),
+        guidance_scale=float(_array(request, "guidance_scale")[0]),
+        seeds=_array(request, "seeds").tolist(),
+        width=int(_array(request, "img_width")[0]),
+        height=int(_array(request, "img_height")[0]),
+        deadline=float(_array(request, "deadline")[0]),
+    )
+
+
+def _array(request: Any, name: str) -> np.ndarray:
+    """An input of a request, whose batch size is always 1."""
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
+
+
+def _result(job: Job) -> Any:
+    if job.error is None:
+        return pb_utils.InferenceResponse([pb_utils.Tensor("latents", job.latents()[None].numpy())])
+    overdue = isinstance(job.error, Overdue)
+    return _refusal(str(job.error), pb_utils.TritonError.UNAVAILABLE if overdue else pb_utils.TritonError.INTERNAL)
+
+
+def _refusal(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,61 @@
+"""Last stage: latents to image files. Equal sizes of a batch share VAE calls."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from tiny_sd_engine.device import limit_threads, select_device
+from tiny_sd_engine.images import encode, image_parameters
+from tiny_sd_engine.settings import Settings
+from tiny_sd_engine.vae import VaeDecoder
+
+
+class TritonPythonModel:
+    """Triton's interface to the VAE decoder stage."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the decoder half of the checkpoint's VAE."""
+        settings = Settings.from_environment()
+        limit_threads(settings.threads)
+        device = select_device(args["model_instance_kind"], int(args["model_instance_device_id"]), settings.precision)
+        self._vae = VaeDecoder(settings.checkpoint, device)
+        self._vae.warm_up(settings.sizes[0], settings.sizes[0])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Decode the images of all requests together; encode each request's own."""
+        latents = [list(torch.from_numpy(_array(request, "latents")).unbind()) for request in requests]
+        try:
+            pixels = iter(self._vae.decode([image for own in latents for image in own]))
+        except Exception as error:  # nothing raises out of execute
+            return [_failure(error) for _ in requests]
+        return [_respond(request, [next(pixels) for _ in own]) for request, own in zip(requests, latents, strict=True)]
+
+
+def _respond(request: Any, pixels: list[np.ndarray]) -> Any:
+    try:
+        image_format = _array(request, "image_format")[0].decode()
+        parameters = json.loads(_array(request, "parameters")[0])
+        files = [encode(image, image_format, image_parameters(parameters, i)) for i, image in enumerate(pixels)]
+        if _array(request, "base64")[0]:
+            files = [base64.b64encode(file) for file in files]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("image", np.array([files], np.object_))])
+    except Exception as error:  # one request's files must not cost its neighbours theirs
+        return _failure(error)
+
+
+def _failure(error: Exception) -> Any:
+    pb_utils.Logger.log_error(f"vae_decoder: {error!r}")
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError("the VAE decoder failed", pb_utils.TritonError.INTERNAL)
+    )
+
+
+def _array(request: Any, name: str) -> np.ndarray:
+    """An input of a request, whose batch size is always 1."""
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
