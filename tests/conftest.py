@@ -54,7 +54,7 @@ class Reference:
         """[height, width, 3] uint8 for each sample."""
         kind, overrides = REFERENCE_SCHEDULERS[parameters.scheduler.value]
         self.pipeline.scheduler = kind.from_config(self._scheduler_config, **overrides)
-        texts = {"prompt": parameters.prompt, "negative_prompt": parameters.negative_prompt} if not more else more
+        texts = more or {"prompt": parameters.prompt, "negative_prompt": parameters.negative_prompt}
         images = self.pipeline(
             **texts,
             num_inference_steps=parameters.num_inference_steps,

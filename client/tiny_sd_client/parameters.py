@@ -130,8 +130,8 @@ class InvalidParameter(ValueError):
 def parse(values: Mapping[str, object], sizes: Iterable[int] = DOCUMENTED_SIZES) -> Parameters:
     """Check ``values`` and fill in the defaults.
 
-    ``sizes`` are the widths and heights in pixels that this server allows. Raises :class:`InvalidParameter` for the first
-    value that is missing, mistyped, out of range or unknown.
+    ``sizes`` are the widths and heights in pixels that this server allows. Raises :class:`InvalidParameter` for the
+    first value that is missing, mistyped, out of range or unknown.
     """
     try:
         parameters = Parameters.model_validate(values)

@@ -30,16 +30,7 @@ SCHEDULER: Mapping[str, Any] = {
 """segmind/tiny-sd's scheduler configuration."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Configurations of the three networks, as diffusers and transformers take them."""
-
-    unet: Mapping[str, Any]
-    vae: Mapping[str, Any] = field(default_factory=lambda: _SD_VAE)
-    text_encoder: Mapping[str, Any] = field(default_factory=lambda: _CLIP_VIT_L_TEXT)
-
-
-_SD_VAE = {
+_SD_VAE: Mapping[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -48,7 +39,7 @@ _SD_VAE = {
     "sample_size": 512,
     "scaling_factor": 0.18215,
 }
-_CLIP_VIT_L_TEXT = {
+_CLIP_VIT_L_TEXT: Mapping[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -58,6 +49,17 @@ _CLIP_VIT_L_TEXT = {
     "hidden_act": "quick_gelu",
     "projection_dim": 768,
 }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Configurations of the three networks, as diffusers and transformers take them."""
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any] = field(default_factory=lambda: _SD_VAE)
+    text_encoder: Mapping[str, Any] = field(default_factory=lambda: _CLIP_VIT_L_TEXT)
+
+
 _SD_UNET = {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768}
 _FOUR_LEVELS = {
     **_SD_UNET,

@@ -42,8 +42,8 @@ def inspect(checkpoint: Path) -> None:
         if not (checkpoint / component).is_dir():
             raise CheckpointError(checkpoint / component, f"missing; a diffusers checkpoint has a folder {component}/")
         _read_json(checkpoint / component / config)
-    for component in _WEIGHTS:
-        for weights in _weight_files(checkpoint / component, _WEIGHTS[component]):
+    for component, stem in _WEIGHTS.items():
+        for weights in _weight_files(checkpoint / component, stem):
             _check_weights(weights)
 
 

@@ -1,7 +1,7 @@
 """The denoising loop, batched in flight: pick what runs, run it, book the results.
 
-Jobs come and go between any two U-Net calls. A call holds images of equal shape from whichever jobs have waited longest,
-each at its own timestep of its own schedule.
+Jobs come and go between any two U-Net calls. A call holds images of equal shape from whichever jobs have waited
+longest, each at its own timestep of its own schedule.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Job:
         guided = task.guidance_scale > 1.0
         texts = [task.negative_embeds, task.prompt_embeds] if guided else [task.prompt_embeds]
         self.embeddings = torch.stack(texts).to(device.torch_device, device.dtype)
-        """[rows, tokens, hidden] in the U-Net's precision; rows: unconditional and conditional, or conditional alone."""
+        """[rows, tokens, hidden] in the U-Net's precision; rows: unconditional, conditional; or the latter alone."""
         self.images = [Image(self, seed, shape, device.torch_device) for seed in task.seeds]
 
     @property
@@ -162,8 +162,8 @@ class Denoiser:
     def job(self, key: object, task: Callable[[], Task]) -> Job:
         """The job in flight under ``key``, or a new one for ``task()``.
 
-        An evicted job that is asked for again starts anew, and comes to the same result. Raises :class:`InvalidInput` for a
-        task that cannot be run.
+        An evicted job that is asked for again starts anew, and comes to the same result. Raises :class:`InvalidInput`
+        for a task that cannot be run.
         """
         with self._lock:
             if key not in self._jobs:
@@ -248,7 +248,7 @@ class Denoiser:
                     self._observer.job_overdue()
 
     def _pick(self, jobs: Iterable[Job]) -> list[Image]:
-        """Images for one U-Net call: the one that has waited longest, and those that fit in with it, longest wait first."""
+        """Images for one U-Net call: the one that has waited longest, then those that fit in with it, in that order."""
         waiting = sorted((image for job in jobs for image in job.images if not image.finished), key=lambda i: i.turn)
         picked: list[Image] = []
         rows = 0
@@ -305,8 +305,11 @@ def _shape(image: Image) -> tuple[torch.Size, int]:
 
 
 def _guide(rows: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans, 2022): away from the unconditional row. rows: [1 or 2, channels, h, w]."""
+    """Classifier-free guidance (Ho and Salimans, 2022): away from the unconditional row, where there is one.
+
+    rows: [1 or 2, channels, h, w]. Returns [channels, h, w].
+    """
     if len(rows) == 1:
         return rows[0]
-    unconditional, conditional = rows
+    unconditional, conditional = rows.unbind()
     return unconditional + guidance_scale * (conditional - unconditional)

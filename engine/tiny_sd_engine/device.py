@@ -18,8 +18,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Device:
     """A device with the precision its networks compute in.
 
-    On a CPU a call holds the rows of one image (or one prompt window) only: more rows buy no speed there, and the kernels
-    round differently for other row counts, so an image's bytes would depend on its neighbours.
+    On a CPU a call holds the rows of one image (or one prompt window) only: more rows buy no speed there, and the
+    kernels round differently for other row counts, so an image's bytes would depend on its neighbours.
     """
 
     torch_device: torch.device
@@ -54,7 +54,8 @@ class Device:
 def select_device(kind: str = "auto", device_id: int = 0, precision: str = "auto") -> Device:
     """The device for Triton's instance ``kind`` (``GPU``, ``CPU``; or ``auto``: a GPU where there is one).
 
-    ``precision`` is ``auto``, ``fp32``, ``bf16`` or ``fp16``. Raises :class:`EngineError` for a GPU that torch cannot use.
+    ``precision`` is ``auto``, ``fp32``, ``bf16`` or ``fp16``. Raises :class:`EngineError` for a GPU that torch cannot
+    use.
     """
     if kind == "auto":
         kind = "GPU" if torch.cuda.is_available() else "CPU"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tiny_sd_engine import checkpoint
 from tiny_sd_engine.denoiser import Denoiser, Job, Task
@@ -47,7 +49,7 @@ class Generation:
     images: list[bytes]
     seeds: list[int]
     parameters: dict[str, Any]
-    pixels: list[np.ndarray]
+    pixels: list[NDArray[np.uint8]]
     """[height, width, 3] uint8 each."""
 
 
@@ -77,7 +79,7 @@ class Pipeline:
     def generate_together(self, many: Sequence[Parameters]) -> list[Generation]:
         """Make the pictures of several requests in flight together, as the server does under load."""
         many = [parameters.resolved() for parameters in many]
-        jobs = [self.denoiser.job(key, lambda p=parameters: self._task(p)) for key, parameters in enumerate(many)]
+        jobs = [self.denoiser.job(key, partial(self._task, parameters)) for key, parameters in enumerate(many)]
         self.denoiser.run_to_end(jobs)
         for key in range(len(jobs)):
             self.denoiser.remove(key)

@@ -1,8 +1,8 @@
 """Schedulers as data: diffusers' own schedulers, compiled into tables of coefficients.
 
-Once the name and the number of steps are fixed, every scheduler is linear: the next latents are a weighted sum of a few
-earlier latents, a few earlier predictions of the U-Net and the noise drawn in this step. Running diffusers' scheduler once
-on basis vectors hands back the weights, and from then on a step of any scheduler is the same small product.
+Once the name and the number of steps are fixed, every scheduler is linear: the next latents are a weighted sum of a
+few earlier latents, a few earlier predictions of the U-Net and the noise drawn in this step. Running diffusers'
+scheduler once on basis vectors hands back the weights, and from then on a step of any scheduler is one small product.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tiny_sd_engine.errors import EngineError, InvalidInput
 
-# What a step may look back on. Four latents and five predictions are the fewest that express all schedulers below for all
-# prediction types: LMS with v-prediction needs the former, PNDM (which skips one prediction) the latter.
+# What a step may look back on. Four latents and five predictions are the fewest that express all schedulers below for
+# all prediction types: LMS with v-prediction needs the former, PNDM (which skips one prediction) the latter.
 LATENTS_KEPT = 4
 PREDICTIONS_KEPT = 5
 HISTORY = LATENTS_KEPT + PREDICTIONS_KEPT + 1
@@ -63,7 +64,7 @@ class Schedule:
     coefficients: torch.Tensor
     """[E, HISTORY] float32."""
     draws_noise: tuple[bool, ...]
-    """[E]: whether the step draws noise (also where its coefficient is 0, so that the generator moves as diffusers' does)."""
+    """[E]: whether the step draws noise, be it with a coefficient of 0: the generator moves as diffusers' does."""
     initial_scale: float
     """Standard deviation of latents 0."""
 
@@ -111,7 +112,7 @@ def compile_schedule(name: str, steps: int, config: Mapping[str, Any]) -> Schedu
 class _Trace:
     """A scheduler's run, as vectors over the basis [first latents, prediction 0 … E-1, noise 0 … E-1]."""
 
-    latents: np.ndarray
+    latents: NDArray[np.float64]
     """[E + 1, 1 + 2 E] float64: latents j in the basis."""
     input_scale: tuple[float, ...]
     draws_noise: tuple[bool, ...]
@@ -120,8 +121,9 @@ class _Trace:
 def _run_on_basis(scheduler: Any) -> _Trace:
     """Run the scheduler on unit vectors in place of pictures.
 
-    Noise cannot be handed in: the scheduler draws it, over all elements. So the vectors carry as many extra elements, zero
-    in every basis vector, in which only noise is seen; there its weights are solved for, and then taken off the rest.
+    Noise cannot be handed in: the scheduler draws it, over all elements. So the vectors carry as many extra elements,
+    zero in every basis vector, in which only noise is seen; there its weights are solved for, and then taken off the
+    rest.
     """
     evaluations = len(scheduler.timesteps)
     known = 1 + evaluations
@@ -150,11 +152,11 @@ def _run_on_basis(scheduler: Any) -> _Trace:
     return _Trace(basis, tuple(scales), tuple(draws))
 
 
-def _express(trace: _Trace, evaluation: int) -> np.ndarray:
+def _express(trace: _Trace, evaluation: int) -> NDArray[np.float64]:
     """Latents ``evaluation + 1`` by what the history holds then: [HISTORY] float64."""
     evaluations = len(trace.draws_noise)
     unit = np.eye(1 + 2 * evaluations)
-    held: dict[int, np.ndarray] = {NOISE_SLOT: unit[1 + evaluations + evaluation]}
+    held: dict[int, NDArray[np.float64]] = {NOISE_SLOT: unit[1 + evaluations + evaluation]}
     for past in range(evaluation, max(-1, evaluation - LATENTS_KEPT), -1):
         held[latents_slot(past)] = trace.latents[past]
     for past in range(evaluation, max(-1, evaluation - PREDICTIONS_KEPT), -1):

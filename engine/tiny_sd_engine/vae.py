@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tiny_sd_engine import checkpoint
 from tiny_sd_engine.device import Device
@@ -21,7 +22,7 @@ class VaeDecoder:
         self._device = device
         self._channels, self._pixels_per_latent = checkpoint.latent_shape(path)
 
-    def decode(self, latents: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[NDArray[np.uint8]]:
         """Decode images of any sizes; equal sizes share VAE calls.
 
         latents: one [channels, h, w] float32 per image. Returns one [height, width, 3] uint8 per image, in their order.
@@ -29,7 +30,7 @@ class VaeDecoder:
         by_shape: dict[torch.Size, list[int]] = defaultdict(list)
         for index, image in enumerate(latents):
             by_shape[image.shape].append(index)
-        pixels: dict[int, np.ndarray] = {}
+        pixels: dict[int, NDArray[np.uint8]] = {}
         for indices in by_shape.values():
             most = self._device.images_per_decode
             for start in range(0, len(indices), most):
@@ -42,7 +43,7 @@ class VaeDecoder:
         self.decode([torch.zeros(self._channels, height // self._pixels_per_latent, width // self._pixels_per_latent)])
 
     @torch.inference_mode()
-    def _call(self, latents: torch.Tensor) -> np.ndarray:
+    def _call(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         scaled = (latents / self._vae.config.scaling_factor).to(self._device.torch_device, self._device.dtype)
         images = self._vae.decode(scaled, return_dict=False)[0].float()
         bytes_ = (images / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
