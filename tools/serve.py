@@ -22,25 +22,25 @@ from local_server.install import ROOT
 MODEL_REPOSITORY = ROOT / "model_repository"
 
 # The libraries' progress bars and advice to developers would drown ours.
-_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM. Returns the exit code: 0 after a clean stop, 1 after an error."""
+    """Serve until Ctrl-C or SIGTERM. The exit code: 0 after a clean stop, 1 after an error, 130 if cut short."""
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     # The checkpoint is checked by this checkout's engine, as it is served by it, installed or not.
     sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "client")]
-    os.environ.update(_QUIET)
+    os.environ.update(QUIET)
     # SIGTERM asks for the same clean stop as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         serve(options, console)
-    except ServeError as error:
+    except (ServeError, OSError) as error:  # OSError: a log that cannot be written, a binary that cannot run
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        console.print("Stopped.")
+        return 130
     return 0
 
 
@@ -58,7 +58,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def serve(options: argparse.Namespace, console: Console) -> None:
-    """Start a server as `options` say and watch it; ends by ServeError or KeyboardInterrupt, with the server gone."""
+    """Start a server as `options` say and watch it until Ctrl-C; the server is gone when this returns or raises.
+
+    Raises ServeError, or KeyboardInterrupt for a second Ctrl-C.
+    """
     server = make_server(options, console)
     on_line = console.print if options.verbose else None
     try:
@@ -67,9 +70,10 @@ def serve(options: argparse.Namespace, console: Console) -> None:
         server.wait(on_line)
     except KeyboardInterrupt:
         console.print("Stopping; Ctrl-C again to stop at once.")
-        raise
-    finally:
         server.stop()
+        console.print("Stopped.")
+    finally:
+        server.kill()
 
 
 def make_server(options: argparse.Namespace, console: Console) -> LocalServer:

@@ -56,22 +56,27 @@ _ALIASES = {
     "dmpp_2m": Scheduler.DPMPP_2M,
     "jpg": ImageFormat.JPEG,
 }
-_BY_NAME: dict[str, Enum] = {member.value.lower(): member for kind in (Scheduler, ImageFormat) for member in kind}
 
 
-def _from_name(given: object) -> object:
-    """The enum member that a name or alias stands for, or the value itself for pydantic to refuse."""
-    if isinstance(given, str) and not isinstance(given, Enum):
-        name = given.lower()
-        return _ALIASES.get(name) or _BY_NAME.get(name, given)
-    return given
+def _by_name(kind: type[Enum]) -> BeforeValidator:
+    """Turns a name in any case, or an alias, into the member of ``kind``; leaves all else for pydantic to refuse."""
+    members = {member.value.lower(): member for member in kind}
+    members.update((alias, member) for alias, member in _ALIASES.items() if isinstance(member, kind))
+
+    def member(given: object) -> object:
+        return members.get(given.lower(), given) if isinstance(given, str) and not isinstance(given, Enum) else given
+
+    return BeforeValidator(member)
 
 
-# At least one visible character; no control characters but tab and line breaks (they cannot be written into a picture).
-_Text = Annotated[
-    str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")
+# No control characters but tab and line breaks: they cannot be written into a picture.
+_CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f"
+_Text = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS, pattern=rf"^[^{_CONTROL}]*$")]
+# At least one visible character. A pattern of its own would replace the one above, so it is the same one once more.
+_VisibleText = Annotated[
+    str,
+    StringConstraints(max_length=MAX_PROMPT_CHARACTERS, pattern=rf"^[^{_CONTROL}]*[^{_CONTROL}\s][^{_CONTROL}]*$"),
 ]
-_VisibleText = Annotated[_Text, StringConstraints(pattern=r"\S")]
 
 
 class Parameters(BaseModel):
@@ -83,7 +88,7 @@ class Parameters(BaseModel):
         description="What the picture should show. (word), (word:1.3) and [word] set emphasis."
     )
     negative_prompt: _Text = Field(default="", description="What the picture should not show.")
-    scheduler: Annotated[Scheduler, BeforeValidator(_from_name)] = Field(
+    scheduler: Annotated[Scheduler, _by_name(Scheduler)] = Field(
         default=Scheduler.UNIPC, description="Sampling algorithm."
     )
     num_inference_steps: int = Field(default=20, ge=20, le=100, description="Denoising steps.")
@@ -103,7 +108,7 @@ class Parameters(BaseModel):
         default=512, description="Height in pixels.", json_schema_extra={"enum": list(DOCUMENTED_SIZES)}
     )
     base64: bool = Field(default=True, description="Pictures as base64 text (true) or raw bytes (false).")
-    image_format: Annotated[ImageFormat, BeforeValidator(_from_name)] = Field(
+    image_format: Annotated[ImageFormat, _by_name(ImageFormat)] = Field(
         default=ImageFormat.JPEG, description="File format of the pictures."
     )
 
@@ -133,47 +138,52 @@ def parse(values: Mapping[str, object], sizes: Iterable[int] = DOCUMENTED_SIZES)
     ``sizes`` are the widths and heights in pixels that this server allows. Raises :class:`InvalidParameter` for the
     first value that is missing, mistyped, out of range or unknown.
     """
+    sizes = sorted(sizes)
     try:
-        parameters = Parameters.model_validate(values)
+        parameters = Parameters.model_validate(dict(values))
     except ValidationError as error:
-        raise _in_callers_words(error.errors(include_url=False)[0]) from None
-    allowed = sorted(sizes)
+        raise _in_callers_words(error.errors(include_url=False)[0], sizes) from None
     for name in ("img_width", "img_height"):
         given = getattr(parameters, name)
-        if given not in allowed:
-            raise InvalidParameter(name, f"got {given}; allowed: {', '.join(map(str, allowed))}")
+        if given not in sizes:
+            raise InvalidParameter(name, f"got {_shown(given)}; allowed: {allowed_values(name, sizes)}")
     return parameters
 
 
-def allowed_values(parameter: str) -> str:
-    """What ``parameter`` may be, in words, from its definition."""
+def allowed_values(parameter: str, sizes: Iterable[int] = DOCUMENTED_SIZES) -> str:
+    """What ``parameter`` may be, in words, from its definition; ``sizes`` as for :func:`parse`."""
     field = Parameters.model_fields[parameter]
     schema = Parameters.model_json_schema()["properties"][parameter]
     if parameter in ("scheduler", "image_format"):
         kind = Scheduler if parameter == "scheduler" else ImageFormat
         return ", ".join(member.value for member in kind)
     if "enum" in schema:
-        return ", ".join(map(str, schema["enum"]))
+        return ", ".join(map(str, sizes))
     if schema["type"] == "string":
-        least = 1 if field.is_required() else 0
-        return f"text of {least} to {MAX_PROMPT_CHARACTERS} characters without control characters"
+        least = "text with a visible character, of at most" if field.is_required() else "text of at most"
+        return f"{least} {MAX_PROMPT_CHARACTERS} characters, without control characters"
     if schema["type"] == "boolean":
         return "true or false"
     noun = "an integer" if schema["type"] == "integer" else "a number"
     return f"{noun} from {schema['minimum']} to {schema['maximum']}"
 
 
-def _in_callers_words(error: ErrorDetails) -> InvalidParameter:
+def _in_callers_words(error: ErrorDetails, sizes: Iterable[int]) -> InvalidParameter:
     name = str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
+    if name not in Parameters.model_fields:
         return InvalidParameter(name[:64], f"unknown parameter; allowed: {', '.join(Parameters.model_fields)}")
+    allowed = allowed_values(name, sizes)
     if error["type"] == "missing":
-        return InvalidParameter(name, f"is required; allowed: {allowed_values(name)}")
-    return InvalidParameter(name, f"got {_shown(error['input'])}; allowed: {allowed_values(name)}")
+        return InvalidParameter(name, f"is required; allowed: {allowed}")
+    return InvalidParameter(name, f"got {_shown(error['input'])}; allowed: {allowed}")
 
 
 def _shown(value: object) -> str:
     """A value as an error message shows it: short, and never a whole prompt."""
-    if isinstance(value, str) and len(value) > 40:
-        return f"text of {len(value)} characters"
-    return repr(value)
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else f"text of {len(value)} characters"
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "an integer of more than 40 digits"
+    if value is None or isinstance(value, (int, float)):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"

@@ -42,6 +42,10 @@ def inspect(checkpoint: Path) -> None:
         if not (checkpoint / component).is_dir():
             raise CheckpointError(checkpoint / component, f"missing; a diffusers checkpoint has a folder {component}/")
         _read_json(checkpoint / component / config)
+    if not (checkpoint / "tokenizer" / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (checkpoint / "tokenizer" / name).is_file():
+                raise CheckpointError(checkpoint / "tokenizer" / name, "missing")
     for component, stem in _WEIGHTS.items():
         for weights in _weight_files(checkpoint / component, stem):
             _check_weights(weights)
@@ -85,25 +89,29 @@ def load_scheduler_config(checkpoint: Path) -> dict[str, Any]:
 
 def tokens_per_window(checkpoint: Path) -> int:
     """Tokens that the text encoder reads at once, BOS and EOS included."""
-    return int(_read_json(checkpoint / "text_encoder" / "config.json")["max_position_embeddings"])
+    return int(_config_value(checkpoint / "text_encoder" / "config.json", "max_position_embeddings"))
 
 
 def latent_shape(checkpoint: Path) -> tuple[int, int]:
     """Channels of the latents, and pixels per latent along an edge (each VAE block but the last halves the picture)."""
-    vae = _read_json(checkpoint / "vae" / "config.json")
-    return vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1)
+    config = checkpoint / "vae" / "config.json"
+    return _config_value(config, "latent_channels"), 2 ** (len(_config_value(config, "block_out_channels")) - 1)
 
 
 def _load_network(kind: Any, component: str, checkpoint: Path, device: Device) -> Any:
     def load(folder: Path) -> Any:
         network, report = kind.from_pretrained(
-            folder, torch_dtype=device.dtype, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=device.dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them
         )
         # Both libraries fill gaps with random numbers and only log it: that would serve noise.
-        for problem in ("missing_keys", "mismatched_keys"):
-            names = sorted(map(str, report[problem]))
-            if names:
-                raise ValueError(f"{len(names)} tensors are {problem.split('_')[0]}, like {names[0]}")
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{len(missing)} tensors are missing, like {missing[0]}")
+        for name, found, expected in report["mismatched_keys"]:
+            raise ValueError(f"tensor {name} has shape {list(found)}; its config.json makes it {list(expected)}")
         return network
 
     return _load(component, checkpoint, load).to(device.torch_device).eval().requires_grad_(False)
@@ -137,6 +145,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _config_value(path: Path, name: str) -> Any:
+    content = _read_json(path)
+    if name not in content:
+        raise CheckpointError(path, f"does not say {name}")
+    return content[name]
+
+
 def _weight_files(folder: Path, stem: str) -> list[Path]:
     """The component's weight files: one safetensors, one ``.bin``, or the shards that an index lists."""
     for name, ending in ((stem, "safetensors"), (_BIN_NAMES.get(stem, stem), "bin")):
@@ -145,7 +160,10 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
             return [whole]
         index = folder / f"{name}.{ending}.index.json"
         if index.is_file():
-            return [folder / shard for shard in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+            shards = _config_value(index, "weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CheckpointError(index, "lists no weight files; fetch it again")
+            return [folder / shard for shard in sorted({str(shard) for shard in shards.values()})]
     raise CheckpointError(folder, f"has no weights; expected {stem}.safetensors or {_BIN_NAMES.get(stem, stem)}.bin")
 
 
@@ -164,8 +182,9 @@ def _check_weights(path: Path) -> None:
             raise CheckpointError(path, "is not a safetensors file, or was cut short; fetch it again")
         try:
             header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            tensors = (entry for name, entry in header.items() if name != "__metadata__")
+            end = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise CheckpointError(path, "has a broken safetensors header; fetch it again") from None
     if size != 8 + length + end:
         raise CheckpointError(path, f"holds {size} bytes where its header promises {8 + length + end}; fetch it again")

@@ -227,13 +227,18 @@ class Denoiser:
     def _admit(self, task: Task) -> Job:
         if task.prompt_embeds.shape != task.negative_embeds.shape:
             raise InvalidInput("negative_embeds", "must have the shape of prompt_embeds")
-        if task.prompt_embeds.shape[-1] != self._unet.config.cross_attention_dim:
-            raise InvalidInput("prompt_embeds", f"hidden size must be {self._unet.config.cross_attention_dim}")
+        hidden = self._unet.config.cross_attention_dim
+        if task.prompt_embeds.ndim != 2 or task.prompt_embeds.shape[-1] != hidden or not len(task.prompt_embeds):
+            raise InvalidInput("prompt_embeds", f"must be [tokens, {hidden}]; got {list(task.prompt_embeds.shape)}")
+        if not math.isfinite(task.guidance_scale):
+            raise InvalidInput("guidance_scale", f"got {task.guidance_scale}; allowed: finite numbers")
         for name, value in (("img_width", task.width), ("img_height", task.height)):
             if value <= 0 or value % self._pixels_per_latent:
                 raise InvalidInput(name, f"got {value}; allowed: multiples of {self._pixels_per_latent} pixels")
         if not task.seeds:
             raise InvalidInput("seed", "one for each image is needed")
+        if not all(0 <= seed < 2**63 for seed in task.seeds):
+            raise InvalidInput("seed", "allowed: 0 to 2**63 - 1")
         if not 1 <= task.num_inference_steps <= MAX_STEPS:
             raise InvalidInput("num_inference_steps", f"got {task.num_inference_steps}; allowed: 1 to {MAX_STEPS}")
         shape = (self._channels, task.height // self._pixels_per_latent, task.width // self._pixels_per_latent)

@@ -87,6 +87,6 @@ def _cpu_quota(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     cores = os.cpu_count() or 1
     try:
         quota, period = cpu_max.read_text().split()
-    except (OSError, ValueError):
+        return cores if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
         return cores
-    return cores if quota == "max" else max(1, math.ceil(int(quota) / int(period)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Settings:
         checkpoint = environment.get("TINY_SD_CHECKPOINT", "")
         if not checkpoint:
             raise SettingError("TINY_SD_CHECKPOINT: not set; it names the diffusers checkpoint folder to serve")
-        precision = environment.get("TINY_SD_PRECISION", cls.precision)
+        precision = environment.get("TINY_SD_PRECISION") or cls.precision
         if precision not in PRECISIONS:
             raise SettingError(f"TINY_SD_PRECISION: got {precision!r}; allowed: {', '.join(PRECISIONS)}")
         return cls(
@@ -64,7 +65,7 @@ class _Reader:
             value = float(text) if text else default
         except ValueError:
             value = float("nan")
-        if not value >= at_least:
+        if not at_least <= value < math.inf:
             raise SettingError(f"{name}: got {text!r}; allowed: a number of at least {at_least:g}")
         return value
 
@@ -83,4 +84,4 @@ class _Reader:
         parts = [part.strip() for part in text.split(",")]
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
             raise SettingError(f"{name}: got {text!r}; allowed: pixel counts separated by commas, like 512,768")
-        return tuple(sorted(map(int, parts)))
+        return tuple(sorted(set(map(int, parts))))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import REFERENCE_SCHEDULERS, Reference, largest_difference
+from reference import REFERENCE_SCHEDULERS, Reference, largest_difference
 from tiny_sd_client.parameters import Scheduler, parse
 from tiny_sd_engine.pipeline import Pipeline
 

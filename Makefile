@@ -1,0 +1,45 @@
+# Everything runs in .venv, made on first use. `make demo` is the place to start.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo serve test lint format setup bench bench-gpu clean
+
+demo: setup ## start the server, make one picture, say where it is
+	$(BIN)/python tools/demo.py
+
+serve: setup ## start the server; options: make serve ARGS="--free-ports"
+	$(BIN)/python tools/serve.py $(ARGS)
+
+test: setup ## all tests, on a real Triton
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## diffusers, engine and server side by side on this CPU; minutes for the full-size architecture
+	$(BIN)/python tools/bench.py --architecture test --device CPU $(ARGS)
+	$(BIN)/python tools/bench.py --architecture tiny-sd --device CPU $(ARGS)
+
+bench-gpu: setup ## the same on the GPU
+	$(BIN)/python tools/bench.py --architecture tiny-sd --device GPU $(ARGS)
+
+setup: .venv/installed ## install everything into .venv
+
+.venv/installed: pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Installing into .venv; this takes some minutes the first time"
+	$(BIN)/python -m pip install --quiet --editable ./client --editable '.[server,dev]'
+	@touch $@
+
+clean: ## remove what was made here
+	rm -rf .venv .cache output build *.egg-info client/*.egg-info engine/*.egg-info

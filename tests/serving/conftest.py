@@ -1,0 +1,44 @@
+"""Real Triton servers, each started once for all tests that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local_server import LocalServer
+
+FP32 = {"TINY_SD_PRECISION": "fp32"}
+SMALL_SIZES = {"TINY_SD_SIZES": "128,256,512"}
+
+
+def serve(checkpoint: Path, log: Path, environment: dict[str, str], *arguments: str) -> LocalServer:
+    return LocalServer(
+        env={"TINY_SD_CHECKPOINT": str(checkpoint), **FP32, **environment},
+        extra_args=arguments,
+        log_path=log,
+    )
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """As it comes, but in float32, which the reference is compared in."""
+    with serve(checkpoint, tmp_path_factory.mktemp("server") / "log", {}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def batching_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """With the row bound of a GPU, small pictures, and quick eviction."""
+    environment = {**SMALL_SIZES, "TINY_SD_MAX_ROWS": "16", "TINY_SD_EVICT_AFTER_S": "2"}
+    with serve(checkpoint, tmp_path_factory.mktemp("batching") / "log", environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def plain_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """Without in-flight batching."""
+    log = tmp_path_factory.mktemp("plain") / "log"
+    with serve(checkpoint, log, SMALL_SIZES, "--model-config-name=plain") as server:
+        yield server

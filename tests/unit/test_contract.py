@@ -1,0 +1,192 @@
+"""The model repository's configurations agree with the documented parameters and with each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from tiny_sd_client.parameters import ImageFormat, Parameters, Scheduler
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+STAGES = ["tokenizer", "text_encoder", "unet", "vae_decoder"]
+TYPES = {
+    str: "TYPE_STRING",
+    Scheduler: "TYPE_STRING",
+    ImageFormat: "TYPE_STRING",
+    int: "TYPE_INT32",
+    float: "TYPE_FP32",
+    bool: "TYPE_BOOL",
+}
+
+Shape = tuple[str, tuple[int, ...]]
+
+
+def read(path: Path) -> ModelConfig:
+    """A configuration as Triton reads it: an unknown field or a repeated one is an error."""
+    return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+
+
+CONFIGS = {folder.name: read(folder / "config.pbtxt") for folder in sorted(REPOSITORY.iterdir()) if folder.is_dir()}
+ALTERNATIVES = sorted(REPOSITORY.glob("*/configs/*.pbtxt"))
+ENSEMBLE = CONFIGS["tiny_sd"]
+
+
+def tensors(declared: Iterable[model_config_pb2.ModelInput | model_config_pb2.ModelOutput]) -> dict[str, Shape]:
+    """Type and shape by name."""
+    return {tensor.name: (model_config_pb2.DataType.Name(tensor.data_type), tuple(tensor.dims)) for tensor in declared}
+
+
+def test_every_stage_of_the_design_is_there() -> None:
+    assert {"tiny_sd", *STAGES} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_a_model_is_called_what_its_folder_is_called(model: str) -> None:
+    assert CONFIGS[model].name == model
+    assert (REPOSITORY / model / "1").is_dir()
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_a_model_declares_each_tensor_once(model: str) -> None:
+    config = CONFIGS[model]
+    for declared in (config.input, config.output):
+        assert Counter(tensor.name for tensor in declared).most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("model", ["tiny_sd", "tokenizer"])
+def test_the_inputs_are_the_documented_parameters(model: str) -> None:
+    documented = {}
+    for name, field in Parameters.model_fields.items():
+        assert field.annotation is not None
+        # Seeds go beyond 32 bits; nothing else does.
+        documented[name] = ("TYPE_INT64" if name == "seed" else TYPES[field.annotation], (1,))
+    assert tensors(CONFIGS[model].input) == documented
+
+
+@pytest.mark.parametrize("model", ["tiny_sd", "tokenizer"])
+def test_all_inputs_but_the_required_parameters_are_optional(model: str) -> None:
+    required = {name for name, field in Parameters.model_fields.items() if field.is_required()}
+    assert required == {"prompt"}
+    assert {tensor.name for tensor in CONFIGS[model].input if not tensor.optional} == required
+
+
+@pytest.mark.parametrize("model", [stage for stage in STAGES if stage != "tokenizer"])
+def test_no_later_stage_has_an_optional_input(model: str) -> None:
+    assert not [tensor.name for tensor in CONFIGS[model].input if tensor.optional]
+
+
+def test_a_generation_answers_with_images_seeds_and_parameters() -> None:
+    assert tensors(ENSEMBLE.output) == {
+        "image": ("TYPE_STRING", (-1,)),
+        "seeds": ("TYPE_INT64", (-1,)),
+        "parameters": ("TYPE_STRING", (1,)),
+    }
+
+
+def test_a_generation_is_a_batch_of_its_own() -> None:
+    assert ENSEMBLE.max_batch_size == 1
+    for model in STAGES:
+        assert CONFIGS[model].max_batch_size > 1, f"{model} could never batch"
+
+
+def test_the_ensemble_is_the_stages_in_order() -> None:
+    steps = [step.model_name for step in ENSEMBLE.ensemble_scheduling.step]
+    assert list(dict.fromkeys(steps)) == STAGES
+    assert Counter(steps)["text_encoder"] == 2, "the prompt and the negative prompt are cached each by itself"
+    assert {step.model_version for step in ENSEMBLE.ensemble_scheduling.step} == {-1}
+
+
+def test_every_step_maps_exactly_the_tensors_that_its_model_declares() -> None:
+    for step in ENSEMBLE.ensemble_scheduling.step:
+        member = CONFIGS[step.model_name]
+        assert set(step.input_map) == set(tensors(member.input)), step.model_name
+        assert set(step.output_map) <= set(tensors(member.output)), step.model_name
+
+
+def test_no_stage_has_an_output_that_nobody_takes() -> None:
+    for model in STAGES:
+        taken: set[str] = set()
+        for step in ENSEMBLE.ensemble_scheduling.step:
+            if step.model_name == model:
+                taken |= set(step.output_map)
+        assert taken == set(tensors(CONFIGS[model].output)), model
+
+
+def test_every_tensor_of_the_ensemble_comes_from_one_place_before_it_is_read() -> None:
+    made = Counter(tensor.name for tensor in ENSEMBLE.input)
+    for step in ENSEMBLE.ensemble_scheduling.step:
+        assert set(step.input_map.values()) <= set(made), f"{step.model_name} reads what no earlier step makes"
+        made.update(step.output_map.values())
+    repeated = [name for name, times in made.items() if times > 1]
+    assert not repeated
+    assert set(tensors(ENSEMBLE.output)) <= set(made)
+
+
+def test_tensors_keep_type_and_shape_on_their_way() -> None:
+    flowing = tensors(ENSEMBLE.input)
+    for step in ENSEMBLE.ensemble_scheduling.step:
+        outputs = tensors(CONFIGS[step.model_name].output)
+        flowing.update({flow: outputs[own] for own, flow in step.output_map.items()})
+    for step in ENSEMBLE.ensemble_scheduling.step:
+        inputs = tensors(CONFIGS[step.model_name].input)
+        assert {own: flowing[flow] for own, flow in step.input_map.items()} == inputs, step.model_name
+    outputs = tensors(ENSEMBLE.output)
+    assert {name: flowing[name] for name in outputs} == outputs
+
+
+@pytest.mark.parametrize("model", STAGES)
+def test_tensors_of_variable_shape_may_share_a_batch(model: str) -> None:
+    config = CONFIGS[model]
+    ragged = {tensor.name for tensor in config.input if tensor.allow_ragged_batch}
+    assert ragged == {tensor.name for tensor in config.input if -1 in tensor.dims}
+
+
+@pytest.mark.parametrize("model", ["tokenizer", "text_encoder", "vae_decoder"])
+def test_the_stages_around_the_denoiser_batch_requests_as_they_come(model: str) -> None:
+    assert CONFIGS[model].WhichOneof("scheduling_choice") == "dynamic_batching"
+
+
+def test_the_denoiser_is_called_with_all_requests_in_flight_each_time() -> None:
+    config = CONFIGS["unet"]
+    assert config.WhichOneof("scheduling_choice") == "sequence_batching"
+    assert config.sequence_batching.iterative_sequence
+    assert config.sequence_batching.WhichOneof("strategy_choice") == "oldest"
+    assert config.sequence_batching.oldest.max_candidate_sequences == config.max_batch_size
+
+
+def test_embeddings_and_nothing_else_come_from_the_response_cache() -> None:
+    assert [model for model, config in CONFIGS.items() if config.response_cache.enable] == ["text_encoder"]
+
+
+@pytest.mark.parametrize("model", STAGES)
+def test_every_stage_runs_wherever_triton_finds_a_device(model: str) -> None:
+    config = CONFIGS[model]
+    assert config.backend == "python"
+    assert [group.kind for group in config.instance_group] == [ModelInstanceGroup.KIND_AUTO]
+
+
+@pytest.mark.parametrize("path", ALTERNATIVES, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_an_alternative_configuration_takes_and_gives_the_same_tensors(path: Path) -> None:
+    default = CONFIGS[path.parts[-3]]
+    alternative = read(path)
+    assert alternative.name == default.name
+    assert alternative.backend == default.backend
+    assert list(alternative.input) == list(default.input)
+    assert list(alternative.output) == list(default.output)
+    assert list(alternative.instance_group) == list(default.instance_group)
+
+
+def test_the_plain_denoiser_runs_each_batch_to_its_end() -> None:
+    plain = read(REPOSITORY / "unet" / "configs" / "plain.pbtxt")
+    assert plain.WhichOneof("scheduling_choice") == "dynamic_batching"
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*/1/*.py")), ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_the_glue_stays_thin(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150

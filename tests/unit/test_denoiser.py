@@ -1,0 +1,575 @@
+"""The denoising loop in flight: what shares a call, who runs when, and whose failure is whose."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reference import largest_difference
+from tiny_sd_client.parameters import Parameters, Scheduler, parse
+from tiny_sd_engine.denoiser import MAX_STEPS, Denoiser, Image, Job, Task
+from tiny_sd_engine.device import Device, select_device
+from tiny_sd_engine.errors import EngineError, InvalidInput, Overdue
+from tiny_sd_engine.pipeline import Pipeline
+
+HIDDEN = 48
+WINDOW = 77
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps everything it is told."""
+
+    calls: list[tuple[int, int]] = field(default_factory=list)
+    """Rows and images of each U-Net call."""
+    jobs: list[int] = field(default_factory=list)
+    evicted: int = 0
+    overdue: int = 0
+
+    def unet_call(self, rows: int, images: int, seconds: float) -> None:
+        assert seconds >= 0
+        self.calls.append((rows, images))
+
+    def jobs_in_flight(self, jobs: int) -> None:
+        self.jobs.append(jobs)
+
+    def job_evicted(self) -> None:
+        self.evicted += 1
+
+    def job_overdue(self) -> None:
+        self.overdue += 1
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Device:
+    return select_device("CPU", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint: Path) -> Pipeline:
+    return Pipeline.from_checkpoint(checkpoint, precision="fp32", device="CPU")
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path, cpu: Device) -> Denoiser:
+    return Denoiser(checkpoint, cpu)
+
+
+@pytest.fixture
+def denoiser(loaded: Denoiser) -> Denoiser:
+    """A denoiser with no job yet, told to share calls of up to 16 rows; its recorder is ``denoiser._observer``."""
+    return sharing(loaded, 16)
+
+
+def sharing(loaded: Denoiser, max_rows: int) -> Denoiser:
+    """A fresh denoiser around networks that are loaded already."""
+    denoiser = copy.copy(loaded)
+    denoiser._max_rows = max_rows
+    denoiser._observer = Recorder()
+    denoiser._jobs = {}
+    denoiser._turns = itertools.count(1)
+    denoiser._lock = threading.Lock()
+    return denoiser
+
+
+def recorder(denoiser: Denoiser) -> Recorder:
+    assert isinstance(denoiser._observer, Recorder)
+    return denoiser._observer
+
+
+def text(seed: int, tokens: int = WINDOW) -> torch.Tensor:
+    return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+def a_task(**changes: Any) -> Task:
+    task = Task(text(1), text(2), "DDIM", 20, 7.5, seeds=[5], width=128, height=128)
+    return replace(task, **changes)
+
+
+def admit(denoiser: Denoiser, *tasks: Task) -> list[Job]:
+    """Jobs under the keys 0, 1, …"""
+    return [denoiser.job(key, lambda task=task: task) for key, task in enumerate(tasks)]
+
+
+def progress(job: Job) -> list[int]:
+    return [image.evaluation for image in job.images]
+
+
+def alone(loaded: Denoiser, task: Task) -> torch.Tensor:
+    """The latents of a task that has the denoiser to itself."""
+    denoiser = sharing(loaded, 1)
+    (job,) = admit(denoiser, task)
+    denoiser.run_to_end([job])
+    assert job.error is None
+    return job.latents()
+
+
+def spy_on_calls(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> list[list[Image]]:
+    """The images of each U-Net call from now on."""
+    calls: list[list[Image]] = []
+    predict = denoiser._predict
+
+    def spying(images: Sequence[Image]) -> list[torch.Tensor]:
+        calls.append(list(images))
+        return predict(images)
+
+    monkeypatch.setattr(denoiser, "_predict", spying)
+    return calls
+
+
+def random_parameters(source: random.Random) -> Parameters:
+    values = {
+        "prompt": source.choice(["a red cat", "a (blue:1.4) dog", "a green tree " * 40]),
+        "negative_prompt": source.choice(["", "blurry", "ugly " * 100]),
+        "scheduler": source.choice([scheduler.value for scheduler in Scheduler]),
+        "num_inference_steps": source.choice([20, 23, 31]),
+        "guidance_scale": source.choice([0.5, 1.0, 4.0, 7.5]),
+        "samples": source.choice([1, 2]),
+        "seed": source.randrange(2**40),
+        "img_width": source.choice([64, 96]),
+        "img_height": source.choice([64, 96]),
+    }
+    return parse(values, sizes=(64, 96))
+
+
+# What a picture depends on
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_on_a_cpu_a_request_gets_the_same_bytes_alone_and_in_company(pipeline: Pipeline, seed: int) -> None:
+    many = [random_parameters(random.Random(100 * seed + i)) for i in range(8)]
+    together = pipeline.generate_together(many)
+    for place in (0, 3, 7):
+        assert together[place].images == pipeline.generate(many[place]).images
+    assert len({image for generation in together for image in generation.images}) == sum(p.samples for p in many)
+
+
+@pytest.mark.parametrize("scheduler", ["UniPC", "Euler a", "DPM2 a Karras", "DDPM"])
+def test_image_i_of_several_is_the_image_of_seed_plus_i(pipeline: Pipeline, scheduler: str) -> None:
+    several = parse(
+        {"prompt": "a cat", "scheduler": scheduler, "samples": 3, "seed": 41, "img_width": 64, "img_height": 64}, (64,)
+    )
+    generation = pipeline.generate(several)
+    assert generation.seeds == [41, 42, 43]
+    assert len(set(generation.images)) == 3
+    for i, image in enumerate(generation.images):
+        single = several.model_copy(update={"samples": 1, "seed": 41 + i})
+        assert pipeline.generate(single).images == [image]
+
+
+def test_requests_that_share_calls_get_the_pictures_they_get_alone(checkpoint: Path, cpu: Device) -> None:
+    shared = Pipeline(checkpoint, cpu, max_rows=16)
+    watch = Recorder()
+    shared.denoiser._observer = watch
+    source = random.Random(5)
+    many = [random_parameters(source).model_copy(update={"img_width": 64, "img_height": 64}) for _ in range(6)]
+    together = shared.generate_together(many)
+    assert max(images for _, images in watch.calls) >= 4
+    assert len(watch.calls) < sum(images for _, images in watch.calls) / 2, "most calls are shared"
+    single = Pipeline(checkpoint, cpu)
+    for parameters, generation in zip(many, together, strict=True):
+        expected = single.generate(parameters).pixels
+        for ours, theirs in zip(generation.pixels, expected, strict=True):
+            assert theirs.std() > 10
+            assert largest_difference(ours, theirs) <= 1
+
+
+def test_an_evicted_job_that_is_asked_for_again_gives_the_same_result(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 1)
+    task = a_task(scheduler="Euler a", num_inference_steps=5, seeds=[5, 6])
+    (job,) = admit(denoiser, task)
+    denoiser.run([job], 0.0)
+    assert denoiser.evict(older_than_s=-1) == 1
+    (again,) = admit(denoiser, task)
+    assert again is not job
+    assert progress(again) == [0, 0]
+    denoiser.run_to_end([again])
+    assert torch.equal(again.latents(), alone(loaded, task))
+
+
+# What shares a call
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 4, 7, 16])
+def test_a_call_holds_at_most_max_rows_but_never_splits_an_image(loaded: Denoiser, max_rows: int) -> None:
+    denoiser = sharing(loaded, max_rows)
+    tasks = [
+        a_task(num_inference_steps=4, guidance_scale=scale, seeds=seeds)
+        for scale, seeds in [(7.5, [1]), (1.0, [2, 3, 4]), (3.0, [5, 6]), (0.5, [7])]
+    ]
+    jobs = admit(denoiser, *tasks)
+    denoiser.run_to_end(jobs)
+    calls = recorder(denoiser).calls
+    assert all(rows <= max_rows or images == 1 for rows, images in calls)
+    assert max(rows for rows, _ in calls) == max(2, min(max_rows, 10)), "what fits is used"
+    assert sum(images for _, images in calls) == 4 * 7
+    assert sum(rows for rows, _ in calls) == 4 * (2 + 3 + 4 + 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 64},
+        {"height": 64},
+        {"width": 64, "height": 256},
+        {"prompt_embeds": text(1, 2 * WINDOW), "negative_embeds": text(2, 2 * WINDOW)},
+    ],
+    ids=["width", "height", "equal-area", "windows"],
+)
+def test_pictures_and_prompts_of_other_sizes_do_not_share_a_call(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    calls = spy_on_calls(denoiser, monkeypatch)
+    usual, twin, other = admit(
+        denoiser, *(a_task(num_inference_steps=4, seeds=[1, 2], **more) for more in ({}, {}, change))
+    )
+    denoiser.run_to_end([usual, twin, other])
+    jobs_of_calls = [{image.job for image in call} for call in calls]
+    assert jobs_of_calls.count({usual, twin}) == 4
+    assert jobs_of_calls.count({other}) == 4
+    assert len(calls) == 8
+
+
+def test_everything_else_may_differ_within_a_call(denoiser: Denoiser) -> None:
+    jobs = admit(
+        denoiser,
+        a_task(scheduler="Heun", num_inference_steps=20),
+        a_task(scheduler="LMS", num_inference_steps=31, guidance_scale=1.0),
+        a_task(scheduler="DDPM", num_inference_steps=100, seeds=[7, 8], prompt_embeds=text(9)),
+    )
+    denoiser.run(jobs, 0.0)
+    assert recorder(denoiser).calls == [(2 + 1 + 4, 4)]
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(0.1, 1), (1.0, 1), (math.nextafter(1.0, 2), 2), (7.5, 2)])
+def test_guidance_of_at_most_one_takes_one_row(denoiser: Denoiser, scale: float, rows: int) -> None:
+    (job,) = admit(denoiser, a_task(guidance_scale=scale, seeds=[1, 2, 3]))
+    assert job.rows == rows
+    denoiser.run([job], 0.0)
+    assert recorder(denoiser).calls == [(3 * rows, 3)]
+
+
+def test_without_guidance_the_negative_prompt_has_no_effect(loaded: Denoiser) -> None:
+    task = a_task(guidance_scale=1.0, num_inference_steps=3)
+    assert torch.equal(alone(loaded, task), alone(loaded, replace(task, negative_embeds=text(99))))
+    guided = replace(task, guidance_scale=1.5)
+    assert not torch.equal(alone(loaded, guided), alone(loaded, replace(guided, negative_embeds=text(99))))
+
+
+# Who runs, and for how long
+
+
+def test_a_run_makes_one_call_when_its_time_is_up_at_once(denoiser: Denoiser) -> None:
+    jobs = admit(denoiser, a_task(), a_task(width=64))
+    for runs in range(1, 4):
+        denoiser.run(jobs, 0.0)
+        assert len(recorder(denoiser).calls) == runs
+
+
+def test_a_run_lasts_as_long_as_its_quantum(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = denoiser._predict
+
+    def slow(images: Sequence[Image]) -> list[torch.Tensor]:
+        time.sleep(0.05)
+        return predict(images)
+
+    monkeypatch.setattr(denoiser, "_predict", slow)
+    (job,) = admit(denoiser, a_task(num_inference_steps=100))
+    start = time.monotonic()
+    denoiser.run([job], 0.3)
+    assert time.monotonic() - start >= 0.3
+    assert 2 <= progress(job)[0] <= 6, "no call starts after the end, and a call takes at least 0.05 s"
+
+
+def test_a_run_returns_as_soon_as_one_job_has_ended(denoiser: Denoiser) -> None:
+    short, long = admit(denoiser, a_task(num_inference_steps=3), a_task(num_inference_steps=50))
+    denoiser.run([short, long], math.inf)
+    assert short.finished
+    assert not long.ended
+    assert progress(long) == [3]
+    denoiser.run([short, long], math.inf)
+    assert progress(long) == [3], "an ended job is to be handed back first"
+
+
+def test_a_short_job_that_comes_later_is_done_while_a_long_one_goes_on(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 1)
+    long_task, short_task = a_task(num_inference_steps=40, scheduler="LMS"), a_task(num_inference_steps=4, seeds=[8])
+    long = denoiser.job("long", lambda: long_task)
+    for _ in range(10):
+        denoiser.run([long], 0.0)
+    short = denoiser.job("short", lambda: short_task)
+    denoiser.run([long, short], math.inf)
+    assert short.finished
+    assert progress(long) == [13], "they alternate, and the one that never ran goes first"
+    denoiser.run_to_end([long])
+    assert torch.equal(short.latents(), alone(loaded, short_task))
+    assert torch.equal(long.latents(), alone(loaded, long_task))
+
+
+def test_jobs_that_cannot_share_a_call_take_turns(loaded: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = sharing(loaded, 2)
+    calls = spy_on_calls(denoiser, monkeypatch)
+    first, second = admit(denoiser, a_task(), a_task(width=64))
+    for _ in range(10):
+        denoiser.run([first, second], 0.0)
+    assert [call[0].job for call in calls] == [first, second] * 5
+
+
+def test_every_image_waits_its_turn_whoever_asks_first(loaded: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = sharing(loaded, 4)
+    calls = spy_on_calls(denoiser, monkeypatch)
+    jobs = admit(
+        denoiser, *(a_task(width=width, seeds=seeds) for width, seeds in [(128, [1, 2, 3]), (64, [4]), (96, [5])])
+    )
+    for turn in range(30):
+        denoiser.run(jobs[turn % 3 :] + jobs[: turn % 3], 0.0)
+    for image in (image for job in jobs for image in job.images):
+        turns = [0, *(turn for turn, call in enumerate(calls, start=1) if image in call), len(calls) + 1]
+        assert max(after - before for before, after in itertools.pairwise(turns)) <= 5, "one turn for each image"
+
+
+def test_a_job_that_is_not_asked_for_stands_still(denoiser: Denoiser) -> None:
+    asked, other = admit(denoiser, a_task(), a_task(seeds=[9]))
+    denoiser.run([asked], 0.0)
+    assert (progress(asked), progress(other)) == ([1], [0])
+
+
+def test_running_nothing_does_nothing(denoiser: Denoiser) -> None:
+    denoiser.run([], math.inf)
+    denoiser.run_to_end([])
+    assert recorder(denoiser).calls == []
+
+
+def test_the_same_key_is_the_same_job_until_it_is_removed(denoiser: Denoiser) -> None:
+    def unasked() -> Task:
+        raise AssertionError("the job is there already")
+
+    first = denoiser.job("key", a_task)
+    assert denoiser.job("key", unasked) is first
+    denoiser.remove("key")
+    denoiser.remove("key")
+    assert denoiser.job("key", a_task) is not first
+    assert recorder(denoiser).jobs == [1, 0, 0, 1]
+
+
+# Whose failure is whose
+
+
+def test_an_overdue_job_is_stopped_and_its_neighbour_goes_on(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spy_on_calls(denoiser, monkeypatch)
+    now = time.time()
+    late, punctual = admit(denoiser, a_task(deadline=now + 3600), a_task(num_inference_steps=6, deadline=now + 7200))
+    denoiser.run([late, punctual], 0.0)
+    assert {image.job for image in calls[-1]} == {late, punctual}
+    monkeypatch.setattr(time, "time", lambda: now + 3601)
+    denoiser.run([late, punctual], math.inf)
+    assert isinstance(late.error, Overdue)
+    assert late.ended
+    assert not late.finished
+    assert len(calls) == 1, "an ended job is handed back before the next call"
+    denoiser.run([punctual], math.inf)
+    assert punctual.finished
+    assert punctual.error is None
+    assert late.images[0].evaluation == 1
+    assert recorder(denoiser).overdue == 1
+
+
+def test_a_deadline_that_has_passed_costs_no_call(denoiser: Denoiser) -> None:
+    jobs = admit(denoiser, a_task(deadline=time.time() - 1))
+    denoiser.run(jobs, math.inf)
+    assert isinstance(jobs[0].error, Overdue)
+    assert recorder(denoiser).calls == []
+
+
+def test_a_job_that_is_finished_is_never_overdue(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    jobs = admit(denoiser, a_task(num_inference_steps=2, deadline=now + 3600))
+    denoiser.run_to_end(jobs)
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    denoiser.run(jobs, math.inf)
+    assert jobs[0].error is None
+    assert recorder(denoiser).overdue == 0
+
+
+def failing_at(rows: int, unet: Callable[..., Any]) -> Callable[..., Any]:
+    def call(sample: torch.Tensor, *more: Any, **named: Any) -> Any:
+        if len(sample) == rows:
+            raise RuntimeError("out of memory")
+        return unet(sample, *more, **named)
+
+    call.config = unet.config  # type: ignore[attr-defined]
+    return call
+
+
+def test_a_call_that_fails_costs_only_the_jobs_in_it(
+    denoiser: Denoiser, loaded: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(denoiser, "_unet", failing_at(6, denoiser._unet))
+    spared_task = a_task(num_inference_steps=4, width=64)
+    one, two, spared = admit(denoiser, a_task(seeds=[1, 2]), a_task(), spared_task)
+    denoiser.run_to_end([one, two, spared])
+    for job in (one, two):
+        assert type(job.error) is EngineError
+        assert str(job.error) == "the denoiser failed: RuntimeError"
+        assert isinstance(job.error.__cause__, RuntimeError)
+        assert job.ended
+        assert not job.finished
+    assert spared.error is None
+    assert torch.equal(spared.latents(), alone(loaded, spared_task))
+
+
+def test_the_denoiser_works_on_after_a_failure(denoiser: Denoiser, loaded: Denoiser) -> None:
+    unet = denoiser._unet
+    denoiser._unet = failing_at(2, unet)
+    task = a_task(num_inference_steps=3)
+    (job,) = admit(denoiser, task)
+    denoiser.run_to_end([job])
+    assert job.error is not None
+    denoiser._unet = unet
+    denoiser.remove(0)
+    (job,) = admit(denoiser, task)
+    denoiser.run_to_end([job])
+    assert torch.equal(job.latents(), alone(loaded, task))
+
+
+def test_only_jobs_that_nobody_has_run_for_long_are_evicted(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    seen, unseen = admit(denoiser, a_task(), a_task())
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+    denoiser.run([seen], 0.0)
+    assert denoiser.evict(older_than_s=200) == 0
+    assert denoiser.evict(older_than_s=50) == 1
+    assert recorder(denoiser).evicted == 1
+    assert recorder(denoiser).jobs[-1] == 1
+    assert denoiser.job(0, a_task) is seen
+    assert denoiser.job(1, a_task) is not unseen
+
+
+def test_a_run_that_takes_longer_than_the_patience_evicts_none_of_its_jobs(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    (job,) = admit(denoiser, a_task(num_inference_steps=2))
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+    denoiser.run([job], math.inf)
+    assert denoiser.evict(older_than_s=50) == 0
+
+
+def test_jobs_may_be_evicted_and_removed_from_other_threads_while_they_run(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 1)
+    stop = threading.Event()
+    disturbed = []
+    failures: list[BaseException] = []
+
+    def disturb(name: str) -> None:
+        try:
+            for key in zip(itertools.repeat(name), itertools.count()):
+                if stop.is_set():
+                    return
+                denoiser.job(key, a_task)
+                denoiser.evict(older_than_s=0.001)
+                denoiser.remove(key)
+                disturbed.append(key)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=disturb, args=(name,)) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    tasks = [a_task(scheduler=name, num_inference_steps=8, seeds=[3, 4]) for name in ("Euler a", "PNDM")]
+    # As Triton does it: between any two runs the other threads may come in and evict the jobs.
+    for _ in range(3):
+        jobs = admit(denoiser, *tasks)
+        while unfinished := [job for job in jobs if not job.ended]:
+            denoiser.run(unfinished, 0.0)
+            time.sleep(0.002)
+        for job, task in zip(jobs, tasks, strict=True):
+            assert torch.equal(job.latents(), alone(loaded, task))
+        for key in range(len(jobs)):
+            denoiser.remove(key)
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+    assert failures == []
+    assert {name for name, _ in disturbed} == {"first", "second"}
+    assert denoiser._jobs == {}
+    assert recorder(denoiser).jobs[-1] == 0
+
+
+# What is refused
+
+LIMIT = f"allowed: 1 to {MAX_STEPS}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"negative_embeds": text(2, 2 * WINDOW)}, "negative_embeds: must have the shape of prompt_embeds"),
+        ({"prompt_embeds": torch.zeros(77, 47), "negative_embeds": torch.zeros(77, 47)}, "prompt_embeds: "),
+        ({"prompt_embeds": torch.zeros(48), "negative_embeds": torch.zeros(48)}, "prompt_embeds: must be [tokens, 48]"),
+        ({"prompt_embeds": torch.zeros(1, 77, 48), "negative_embeds": torch.zeros(1, 77, 48)}, "prompt_embeds: "),
+        ({"prompt_embeds": torch.zeros(0, 48), "negative_embeds": torch.zeros(0, 48)}, "prompt_embeds: "),
+        ({"width": 0}, "img_width: got 0; allowed: multiples of 16 pixels"),
+        ({"width": -64}, "img_width: got -64; "),
+        ({"height": 100}, "img_height: got 100; allowed: multiples of 16 pixels"),
+        ({"seeds": []}, "seed: "),
+        ({"seeds": [1, -1]}, "seed: "),
+        ({"seeds": [2**63]}, "seed: "),
+        ({"num_inference_steps": 0}, f"num_inference_steps: got 0; {LIMIT}"),
+        ({"num_inference_steps": MAX_STEPS + 1}, f"num_inference_steps: got {MAX_STEPS + 1}; {LIMIT}"),
+        ({"guidance_scale": math.nan}, "guidance_scale: got nan; "),
+        ({"guidance_scale": math.inf}, "guidance_scale: got inf; "),
+        ({"scheduler": "none such"}, "scheduler: got 'none such'; allowed: DDIM, "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_task_that_cannot_be_run_is_refused_by_name(denoiser: Denoiser, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        denoiser.job("key", lambda: a_task(**change))
+    assert str(caught.value).startswith(message)
+    assert caught.value.parameter == message.split(":", maxsplit=1)[0]
+    assert recorder(denoiser).jobs == []
+    assert denoiser.job("key", a_task).task.seeds == [5], "the key is free again"
+
+
+def test_the_largest_values_are_not_refused(denoiser: Denoiser) -> None:
+    (job,) = admit(denoiser, a_task(seeds=[2**63 - 1, 0], num_inference_steps=MAX_STEPS, scheduler="Heun"))
+    denoiser.run([job], 0.0)
+    assert progress(job) == [1, 1]
+    assert job.error is None
+
+
+@pytest.mark.parametrize("scheduler", [scheduler.value for scheduler in Scheduler])
+def test_a_single_step_is_enough_for_every_scheduler(loaded: Denoiser, scheduler: str) -> None:
+    assert alone(loaded, a_task(scheduler=scheduler, num_inference_steps=1)).isfinite().all()
+
+
+def test_warming_up_leaves_nothing_behind(denoiser: Denoiser) -> None:
+    denoiser.warm_up(96, 64)
+    assert recorder(denoiser) == Recorder()
+    assert denoiser._jobs == {}
+
+
+def test_latents_are_float32_on_the_cpu_in_the_order_of_the_seeds(loaded: Denoiser) -> None:
+    latents = alone(loaded, a_task(seeds=[1, 2, 3], num_inference_steps=2, width=64, height=96))
+    assert latents.shape == (3, 4, 6, 4)
+    assert (latents.dtype, latents.device.type) == (torch.float32, "cpu")
+    second = alone(loaded, a_task(seeds=[2], num_inference_steps=2, width=64, height=96))
+    assert np.array_equal(latents[1:2].numpy(), second.numpy())

@@ -1,0 +1,1 @@
+"""What tools/bench.py measures, with whom, and how the figures are shown."""

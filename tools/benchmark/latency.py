@@ -1,0 +1,84 @@
+"""One picture at a time: diffusers against the engine against the engine served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from benchmark.contenders import Picture, Served, Setup, Worker, load_diffusers, load_engine
+from benchmark.figures import Spread, alternating, largest_difference, ratios
+from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say, seconds, surcharge, times
+
+CONTENDERS: Mapping[str, Callable[[Setup], Worker | Served]] = {
+    "diffusers": lambda setup: Worker("diffusers", load_diffusers, setup),
+    "engine": lambda setup: Worker("engine", load_engine, setup),
+    "served": Served,
+}
+
+
+def latency(setup: Setup, repeats: int, names: Sequence[str]) -> Report:
+    """The named contenders make the same picture, ``repeats`` times in turns."""
+    pictures: dict[str, list[Picture]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        contenders = [stack.enter_context(CONTENDERS[name](setup)) for name in names]
+        for contender in contenders:
+            say(f"warm-up: {contender.name}")
+            contender.make(setup.request(0))
+        for number, contender in alternating(contenders, repeats):
+            picture = contender.make(setup.request(number))
+            say(f"round {number} of {repeats}: {contender.name}: {picture.seconds:.3f} s")
+            pictures[contender.name].append(picture)
+        peaks = [peak for contender in contenders for peak in contender.peaks()]
+    taken = {name: [picture.seconds for picture in own] for name, own in pictures.items()}
+    files = {name: [picture.file for picture in own] for name, own in pictures.items()}
+    notes, failures = compare_pictures(files)
+    return Report(
+        title="One picture at a time",
+        tables=[*latency_tables(taken, setup.steps), memory_table(peaks)],
+        notes=[
+            "The contenders take turns (A B C, C B A, …) after a warm-up of one picture each. Every round has a prompt "
+            "and a seed of its own; ratios are taken within a round.",
+            "diffusers and the engine are timed inside their own processes, from the parameters to a PNG file; the "
+            "served engine at its gRPC client.",
+            "Seconds per U-Net call are those of the whole picture, divided by its steps.",
+            *notes,
+            MEMORY_NOTE,
+        ],
+        measurements={"seconds": taken, "peaks": peaks},
+        failures=failures,
+    )
+
+
+def latency_tables(taken: Mapping[str, Sequence[float]], steps: int) -> list[Table]:
+    """What each contender took, in seconds by round; and their ratios, if there are two to compare."""
+    rows = [
+        [name, *Spread.of(own).cells(seconds), seconds(Spread.of(own).median / steps)] for name, own in taken.items()
+    ]
+    tables = [Table(["", "seconds per picture", "from … to", "seconds per U-Net call"], rows)]
+    compared = [
+        ("serving tax: served / engine - 1", "served", "engine", surcharge),
+        ("speed-up: diffusers / engine", "diffusers", "engine", times),
+        ("speed-up: diffusers / served", "diffusers", "served", times),
+    ]
+    rows = [
+        [label, *Spread.of(ratios(taken[above], taken[below])).cells(show)]
+        for label, above, below, show in compared
+        if above in taken and below in taken
+    ]
+    return [*tables, Table(["", "median of the rounds", "from … to"], rows)] if rows else tables
+
+
+def compare_pictures(files: Mapping[str, Sequence[bytes]]) -> tuple[list[str], list[str]]:
+    """Notes on how the contenders' PNG files differ, and the checks that failed."""
+    notes, failures = [], []
+    rounds = len(next(iter(files.values())))
+    if "engine" in files and "served" in files:
+        unequal = sum(one != other for one, other in zip(files["engine"], files["served"], strict=True))
+        if unequal:
+            failures.append(f"the served pictures differ from the engine's in {unequal} of {rounds} rounds")
+        else:
+            notes.append(f"Served and engine: equal to the byte in all {rounds} rounds.")
+    if "engine" in files and "diffusers" in files:
+        difference = max(map(largest_difference, files["engine"], files["diffusers"]))
+        notes.append(f"Engine and diffusers: the largest difference of a pixel is {difference}/255.")
+    return notes, failures

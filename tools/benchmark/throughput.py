@@ -1,0 +1,75 @@
+"""Many callers at once: how many pictures a second, and how well their steps share U-Net calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import mean
+
+from benchmark.contenders import Served, Setup, Worker, load_engine
+from benchmark.figures import Spread, alternating
+from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say
+
+CALLERS = (1, 2, 4, 8)
+PICTURES = 2
+"""By each caller, one after another, each time it is its turn."""
+
+
+def throughput(setup: Setup, repeats: int) -> Report:
+    """The served engine with more and more callers, and the engine in process, in turns."""
+    requests = map(setup.request, itertools.count())
+
+    def by_engine(engine: Worker) -> float:
+        return 1 / mean(engine.make(each).seconds for each in itertools.islice(requests, PICTURES))
+
+    def by_callers(served: Served, callers: int) -> float:
+        pictures = served.make_together([list(itertools.islice(requests, PICTURES)) for _ in range(callers)])
+        return callers * PICTURES / pictures
+
+    with Worker("engine", load_engine, setup) as engine, Served(setup) as served:
+        contenders: dict[str, Callable[[], float]] = {"engine, one after another": partial(by_engine, engine)}
+        contenders |= {f"served, {callers} at once": partial(by_callers, served, callers) for callers in CALLERS}
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        changes = {name: Counter[str]() for name in contenders}
+        for name, measure in contenders.items():
+            say(f"warm-up: {name}")
+            measure()
+        for number, name in alternating(list(contenders), repeats):
+            before = served.metrics()
+            rates[name].append(contenders[name]())
+            changes[name].update({metric: value - before[metric] for metric, value in served.metrics().items()})
+            say(f"round {number} of {repeats}: {name}: {rates[name][-1]:.3f} pictures/s")
+        peaks = [*engine.peaks(), *served.peaks()]
+    return Report(
+        title="Many callers at once",
+        tables=[throughput_table(rates, changes), memory_table(peaks)],
+        notes=[
+            f"Each caller is a gRPC client that asks for {PICTURES} pictures, one after another; all start together, "
+            "and the rate counts until the last has its answer.",
+            "The contenders take turns, forwards and backwards, after a warm-up each.",
+            "A guided picture takes two rows of a U-Net call. Requests per execution are those that Triton hands to "
+            "the U-Net stage together.",
+            MEMORY_NOTE,
+        ],
+        measurements={"pictures_per_second": rates, "unet_metrics": changes, "peaks": peaks},
+    )
+
+
+def throughput_table(rates: Mapping[str, Sequence[float]], changes: Mapping[str, Mapping[str, float]]) -> Table:
+    """``rates``: pictures per second by round; ``changes``: of the U-Net stage's metrics, over all rounds."""
+    rows = [
+        [
+            name,
+            *Spread.of(own).cells("{:.3f}".format),
+            _per(changes[name], "tiny_sd_unet_call_rows_sum", "tiny_sd_unet_call_rows_count"),
+            _per(changes[name], "nv_inference_count", "nv_inference_exec_count"),
+        ]
+        for name, own in rates.items()
+    ]
+    return Table(["", "pictures per second", "from … to", "rows per U-Net call", "requests per execution"], rows)
+
+
+def _per(change: Mapping[str, float], total: str, count: str) -> str:
+    return f"{change[total] / change[count]:.2f}" if change.get(count) else ""
