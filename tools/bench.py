@@ -74,7 +74,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--size", type=int, default=512, metavar="PIXELS", help="width and height")
     add("--repeats", type=_count, default=5, metavar="N", help="rounds; an even number balances the order")
     add("--device", choices=("auto", "CPU", "GPU"), default="auto", help="auto: a GPU where there is one")
-    add("--contenders", type=_contenders, default=CONTENDERS, metavar="NAMES", help="for latency, separated by commas")
+    add(
+        "--contenders",
+        type=_contenders,
+        default=",".join(CONTENDERS),
+        metavar="NAMES",
+        help="for latency; comma-separated",
+    )
     add("--out", type=Path, metavar="FILE", help="write the report there too")
     add("--json", type=Path, metavar="FILE", help="write every single measurement there")
     return parser.parse_args(argv)

@@ -125,20 +125,23 @@ def write_random(architecture: str, out: Path, seed: int = 0, dtype: torch.dtype
     Returns the number of parameters by component. Raises KeyError for an unknown architecture.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415
-    from transformers import CLIPTextConfig, CLIPTextModel  # noqa: PLC0415
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: PLC0415
 
     shape = ARCHITECTURES[architecture]
+    write_tokenizer(out / "tokenizer", max_length=shape.text_encoder["max_position_embeddings"])
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer", local_files_only=True)
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = {
             "unet": UNet2DConditionModel(**shape.unet),
             "vae": AutoencoderKL(**shape.vae),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**shape.text_encoder)),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**shape.text_encoder, **special)),
         }
     _make_lively(networks["unet"])
     for component, network in networks.items():
-        network.to(dtype).save_pretrained(out / component, safe_serialization=True)
-    write_tokenizer(out / "tokenizer", max_length=shape.text_encoder["max_position_embeddings"])
+        # torch's own method: diffusers' warns of casts that would matter to other models.
+        torch.nn.Module.to(network, dtype).save_pretrained(out / component, safe_serialization=True)
     (out / "scheduler").mkdir(parents=True, exist_ok=True)
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
     (out / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2))

@@ -98,6 +98,9 @@ class Job:
         self.coefficients = schedule.coefficients.to(device.torch_device)
         self.error: Exception | None = None
         self.seen = time.monotonic()
+        """When a run with this job last ended."""
+        self.seen_in_run = 0
+        """Which run that was."""
         guided = task.guidance_scale > 1.0
         texts = [task.negative_embeds, task.prompt_embeds] if guided else [task.prompt_embeds]
         self.embeddings = torch.stack(texts).to(device.torch_device, device.dtype)
@@ -127,8 +130,11 @@ class Job:
 class Observer(Protocol):
     """Who wants to know what the denoiser does. Called from the thread that calls the denoiser."""
 
-    def unet_call(self, rows: int, images: int, seconds: float) -> None:
-        """A U-Net call took one step of so many images."""
+    def unet_call(self, rows: int, images: int) -> None:
+        """A U-Net call takes so many images one step on."""
+
+    def denoised(self, seconds: float) -> None:
+        """A run of the denoiser has ended."""
 
     def jobs_in_flight(self, jobs: int) -> None:
         """The number of jobs has changed."""
@@ -155,6 +161,8 @@ class Denoiser:
         self._tokens = checkpoint.tokens_per_window(path)
         self._jobs: dict[object, Job] = {}
         self._turns = itertools.count(1)
+        self._runs = 0
+        self._last_run = time.monotonic()
         self._lock = threading.Lock()
         config = checkpoint.load_scheduler_config(path)
         self._schedule = lru_cache(maxsize=256)(lambda name, steps: compile_schedule(name, steps, config))
@@ -168,6 +176,7 @@ class Denoiser:
         with self._lock:
             if key not in self._jobs:
                 self._jobs[key] = self._admit(task())
+                self._jobs[key].seen_in_run = self._runs
                 self._report_jobs()
             return self._jobs[key]
 
@@ -183,10 +192,17 @@ class Denoiser:
             self._report_jobs()
 
     def evict(self, older_than_s: float) -> int:
-        """Drop the jobs that nobody has run for so many seconds. Returns how many."""
+        """Drop the jobs that nobody has run for so many seconds. Returns how many.
+
+        A job that missed only the last run or two may just have waited for them to end: its time counts from then.
+        """
         with self._lock:
             oldest = time.monotonic() - older_than_s
-            dropped = [key for key, job in self._jobs.items() if job.seen < oldest]
+            waiting_since = {
+                key: job.seen if self._runs - job.seen_in_run >= 3 else max(job.seen, self._last_run)
+                for key, job in self._jobs.items()
+            }
+            dropped = [key for key, since in waiting_since.items() if since < oldest]
             for key in dropped:
                 del self._jobs[key]
                 if self._observer:
@@ -200,7 +216,7 @@ class Denoiser:
         At least one U-Net call is made if there is one to make. A job that fails gets its ``error``; nothing is raised.
         """
         with self._lock, torch.inference_mode():
-            end = time.monotonic() + quantum_s
+            start = time.monotonic()
             while True:
                 self._stop_overdue(jobs)
                 if any(job.ended for job in jobs):
@@ -209,11 +225,15 @@ class Denoiser:
                 if not images:
                     break
                 self._advance(images)
-                if time.monotonic() >= end:
+                if time.monotonic() >= start + quantum_s:
                     break
-            now = time.monotonic()
+            self._device.synchronize()
+            self._last_run = time.monotonic()
+            self._runs += 1
             for job in jobs:
-                job.seen = now
+                job.seen, job.seen_in_run = self._last_run, self._runs
+            if self._observer:
+                self._observer.denoised(self._last_run - start)
 
     def warm_up(self, width: int, height: int) -> None:
         """Make one U-Net call with and one without guidance, for pictures of this size in pixels."""
@@ -265,7 +285,6 @@ class Denoiser:
         return picked
 
     def _advance(self, images: Sequence[Image]) -> None:
-        start = time.monotonic()
         try:
             for image, prediction in zip(images, self._predict(images), strict=True):
                 image.book(prediction)
@@ -279,7 +298,7 @@ class Denoiser:
             image.turn = turn
         if self._observer:
             rows = sum(image.job.rows for image in images)
-            self._observer.unet_call(rows, len(images), time.monotonic() - start)
+            self._observer.unet_call(rows, len(images))
 
     def _predict(self, images: Sequence[Image]) -> list[torch.Tensor]:
         """One U-Net call. Returns the guided prediction of each image, [channels, h, w] float32."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tiny_sd_engine.errors import EngineError
+from tiny_sd_engine.settings import PRECISIONS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,9 +55,13 @@ class Device:
 def select_device(kind: str = "auto", device_id: int = 0, precision: str = "auto") -> Device:
     """The device for Triton's instance ``kind`` (``GPU``, ``CPU``; or ``auto``: a GPU where there is one).
 
-    ``precision`` is ``auto``, ``fp32``, ``bf16`` or ``fp16``. Raises :class:`EngineError` for a GPU that torch cannot
-    use.
+    ``precision`` is ``auto``, ``fp32``, ``bf16`` or ``fp16``. Raises :class:`EngineError` for another kind or
+    precision, and for a GPU that torch cannot use.
     """
+    if kind not in ("auto", "GPU", "CPU"):
+        raise EngineError(f"device {kind!r}; allowed: auto, GPU, CPU")
+    if precision not in PRECISIONS:
+        raise EngineError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
     if kind == "auto":
         kind = "GPU" if torch.cuda.is_available() else "CPU"
     if kind == "GPU" and not torch.cuda.is_available():

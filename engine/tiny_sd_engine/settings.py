@@ -11,6 +11,8 @@ from pathlib import Path
 from tiny_sd_engine.errors import EngineError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEFAULT_SIZE = 512
+"""Width and height in pixels of a picture whose caller names none."""
 
 
 class SettingError(EngineError):
@@ -84,4 +86,7 @@ class _Reader:
         parts = [part.strip() for part in text.split(",")]
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
             raise SettingError(f"{name}: got {text!r}; allowed: pixel counts separated by commas, like 512,768")
-        return tuple(sorted(set(map(int, parts))))
+        sizes = set(map(int, parts))
+        if DEFAULT_SIZE not in sizes:
+            raise SettingError(f"{name}: got {text!r}; it must hold {DEFAULT_SIZE}, which callers get who name no size")
+        return tuple(sorted(sizes))

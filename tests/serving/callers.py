@@ -65,11 +65,11 @@ def grpc(url: str, *, timeout_us: int | None = None, **parameters: object) -> An
         return _answer(client.infer("tiny_sd", inputs, timeout=timeout_us), parameters)
 
 
-def http_infer(url: str, **parameters: object) -> Answer:
+def http_infer(url: str, *, timeout_us: int | None = None, **parameters: object) -> Answer:
     """Call ``tiny_sd`` by HTTP ``infer``."""
     with _http_client(url) as client:
         inputs = [tensor(triton_http, name, value) for name, value in parameters.items()]
-        return _answer(client.infer("tiny_sd", inputs), parameters)
+        return _answer(client.infer("tiny_sd", inputs, timeout=timeout_us), parameters)
 
 
 def http_generate(url: str, **parameters: object) -> requests.Response:

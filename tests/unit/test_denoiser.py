@@ -38,9 +38,11 @@ class Recorder:
     evicted: int = 0
     overdue: int = 0
 
-    def unet_call(self, rows: int, images: int, seconds: float) -> None:
-        assert seconds >= 0
+    def unet_call(self, rows: int, images: int) -> None:
         self.calls.append((rows, images))
+
+    def denoised(self, seconds: float) -> None:
+        assert seconds >= 0
 
     def jobs_in_flight(self, jobs: int) -> None:
         self.jobs.append(jobs)
@@ -452,13 +454,26 @@ def test_only_jobs_that_nobody_has_run_for_long_are_evicted(
     now = time.monotonic()
     seen, unseen = admit(denoiser, a_task(), a_task())
     monkeypatch.setattr(time, "monotonic", lambda: now + 100)
-    denoiser.run([seen], 0.0)
+    for _ in range(3):
+        denoiser.run([seen], 0.0)
     assert denoiser.evict(older_than_s=200) == 0
     assert denoiser.evict(older_than_s=50) == 1
     assert recorder(denoiser).evicted == 1
     assert recorder(denoiser).jobs[-1] == 1
     assert denoiser.job(0, a_task) is seen
     assert denoiser.job(1, a_task) is not unseen
+
+
+def test_a_job_that_waits_for_a_slow_run_of_others_is_not_evicted(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    seen, _waiting = admit(denoiser, a_task(), a_task())
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+    denoiser.run([seen], 0.0)
+    assert denoiser.evict(older_than_s=50) == 0
+    monkeypatch.setattr(time, "monotonic", lambda: now + 151)
+    assert denoiser.evict(older_than_s=50) == 2
 
 
 def test_a_run_that_takes_longer_than_the_patience_evicts_none_of_its_jobs(

@@ -92,6 +92,12 @@ def test_a_precision_that_is_asked_for_is_what_is_used(kind: str, precision: str
     assert select_device(kind, precision=precision).dtype == dtype
 
 
+@pytest.mark.parametrize("options", [{"kind": "gpu"}, {"precision": "fp8"}])
+def test_another_kind_or_precision_is_refused_with_what_is_allowed(options: dict[str, str]) -> None:
+    with pytest.raises(EngineError, match="allowed: auto, "):
+        select_device(**options)
+
+
 def test_this_torch_knows_the_capabilities_that_are_asked_for() -> None:
     """Else every CPU would quietly compute in float32."""
     capabilities = torch.cpu.get_capabilities()

@@ -105,6 +105,10 @@ def test_sizes_are_numbers_of_pixels(value: str) -> None:
     assert complaint(TINY_SD_SIZES=value) == (f"got {value!r}; allowed: pixel counts separated by commas, like 512,768")
 
 
+def test_the_default_size_must_be_allowed() -> None:
+    assert "it must hold 512" in complaint(TINY_SD_SIZES="768,1024")
+
+
 def test_sizes_come_sorted_and_once() -> None:
     assert read(TINY_SD_SIZES="1024,512, 512").sizes == (512, 1024)
 

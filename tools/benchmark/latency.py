@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
-from benchmark.contenders import Picture, Served, Setup, Worker, load_diffusers, load_engine
+from benchmark.contenders import Picture, Setup, Worker, load_diffusers, load_engine, worker
 from benchmark.figures import Spread, alternating, largest_difference, ratios
 from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say, seconds, surcharge, times
+from benchmark.served import Served, serve
 
-CONTENDERS: Mapping[str, Callable[[Setup], Worker | Served]] = {
-    "diffusers": lambda setup: Worker("diffusers", load_diffusers, setup),
-    "engine": lambda setup: Worker("engine", load_engine, setup),
-    "served": Served,
+CONTENDERS: Mapping[str, Callable[[Setup], AbstractContextManager[Worker | Served]]] = {
+    "diffusers": lambda setup: worker("diffusers", load_diffusers, setup),
+    "engine": lambda setup: worker("engine", load_engine, setup),
+    "served": serve,
 }
 
 
@@ -77,7 +78,7 @@ def compare_pictures(files: Mapping[str, Sequence[bytes]]) -> tuple[list[str], l
         if unequal:
             failures.append(f"the served pictures differ from the engine's in {unequal} of {rounds} rounds")
         else:
-            notes.append(f"Served and engine: equal to the byte in all {rounds} rounds.")
+            notes.append("Served and engine: equal to the byte in every round.")
     if "engine" in files and "diffusers" in files:
         difference = max(map(largest_difference, files["engine"], files["diffusers"]))
         notes.append(f"Engine and diffusers: the largest difference of a pixel is {difference}/255.")

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
-from benchmark.contenders import Served, Setup
+from benchmark.contenders import Setup
 from benchmark.figures import Spread, alternating, ratios
 from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say, seconds, times
+from benchmark.served import Served, serve
 
 LONG_STEPS = 100
 SHORT_REQUESTS = 3
@@ -22,7 +23,7 @@ def mixed(setup: Setup, repeats: int) -> Report:
     """A client's short requests, alone and while another keeps a long one going, in turns."""
     short: dict[str, list[float]] = {ALONE: [], IN_FLIGHT: [], PLAIN: []}
     long: dict[str, list[float]] = {IN_FLIGHT: [], PLAIN: []}
-    with Served(setup, IN_FLIGHT) as in_flight, Served(setup, PLAIN, config="plain") as plain:
+    with serve(setup, IN_FLIGHT) as in_flight, serve(setup, PLAIN, config="plain") as plain:
         servers = {ALONE: in_flight, IN_FLIGHT: in_flight, PLAIN: plain}
         for server in (in_flight, plain):
             say(f"warm-up: {server.name}")
@@ -72,9 +73,9 @@ def _long_requests(server: Served, setup: Setup, taken: list[float]) -> Iterator
     enough = threading.Event()
 
     def send() -> None:
-        with server.caller() as caller:
+        with server.connect() as ask:
             while not enough.is_set():
-                taken.append(caller.make(setup.request(0, LONG_STEPS)).seconds)
+                taken.append(ask(setup.request(0, LONG_STEPS)).seconds)
 
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import mean
 
-from benchmark.contenders import Served, Setup, Worker, load_engine
+from benchmark.contenders import Setup, Worker, load_engine, worker
 from benchmark.figures import Spread, alternating
 from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say
+from benchmark.served import Served, serve
 
 CALLERS = (1, 2, 4, 8)
 PICTURES = 2
@@ -25,10 +26,10 @@ def throughput(setup: Setup, repeats: int) -> Report:
         return 1 / mean(engine.make(each).seconds for each in itertools.islice(requests, PICTURES))
 
     def by_callers(served: Served, callers: int) -> float:
-        pictures = served.make_together([list(itertools.islice(requests, PICTURES)) for _ in range(callers)])
-        return callers * PICTURES / pictures
+        seconds = served.make_together([list(itertools.islice(requests, PICTURES)) for _ in range(callers)])
+        return callers * PICTURES / seconds
 
-    with Worker("engine", load_engine, setup) as engine, Served(setup) as served:
+    with worker("engine", load_engine, setup) as engine, serve(setup) as served:
         contenders: dict[str, Callable[[], float]] = {"engine, one after another": partial(by_engine, engine)}
         contenders |= {f"served, {callers} at once": partial(by_callers, served, callers) for callers in CALLERS}
         rates: dict[str, list[float]] = {name: [] for name in contenders}

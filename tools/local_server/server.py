@@ -192,8 +192,8 @@ class LocalServer:
     def _launch(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="tiny-sd-triton-"))
         triton = find_triton(self._directory)
-        # Several stages compute at once on the same cores. OpenMP threads that spin while they wait keep the others from
-        # getting on: a picture of 0.4 s was seen to take 26 s. Sleeping threads cost nothing but their wake-ups.
+        # Several stages compute at once on the same cores. OpenMP threads that spin while they wait keep the others
+        # from getting on: a picture of 0.4 s was seen to take 26 s. Threads that sleep only cost their wake-ups.
         env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", **self._env}
         self.log_path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,16 +26,19 @@ class Metrics:
         self._jobs = metric("jobs_in_flight", "Generations that the U-Net holds", kind.GAUGE)
         self._rows = metric("unet_call_rows", "Rows per U-Net call", kind.HISTOGRAM, buckets=_ROWS_BUCKETS)
         self._steps = metric("unet_steps_total", "U-Net evaluations of single images", kind.COUNTER)
-        self._seconds = metric("denoising_seconds_total", "Seconds spent in U-Net calls", kind.COUNTER)
+        self._seconds = metric("denoising_seconds_total", "Seconds spent denoising", kind.COUNTER)
         self._evicted = metric(
             "jobs_evicted_total", "Generations dropped that Triton no longer asked for", kind.COUNTER
         )
         self._overdue = metric("jobs_overdue_total", "Generations stopped by their timeout", kind.COUNTER)
 
-    def unet_call(self, rows: int, images: int, seconds: float) -> None:
+    def unet_call(self, rows: int, images: int) -> None:
         """Count one U-Net call."""
         self._rows.observe(rows)
         self._steps.increment(images)
+
+    def denoised(self, seconds: float) -> None:
+        """Add to the time spent."""
         self._seconds.increment(seconds)
 
     def jobs_in_flight(self, jobs: int) -> None:

@@ -15,7 +15,7 @@ from metrics import Metrics
 from tiny_sd_engine.denoiser import Denoiser, Job, Task
 from tiny_sd_engine.device import limit_threads, select_device
 from tiny_sd_engine.errors import InvalidInput, Overdue
-from tiny_sd_engine.settings import Settings
+from tiny_sd_engine.settings import DEFAULT_SIZE, Settings
 
 
 class TritonPythonModel:
@@ -31,7 +31,7 @@ class TritonPythonModel:
         self._plain_keys = itertools.count()
         metrics = Metrics(args["model_name"], args["model_version"], args["model_instance_name"])
         self._denoiser = Denoiser(settings.checkpoint, device, settings.max_rows, metrics)
-        self._denoiser.warm_up(settings.sizes[0], settings.sizes[0])
+        self._denoiser.warm_up(DEFAULT_SIZE, DEFAULT_SIZE)
         self._stopping = threading.Event()
         self._evictor = threading.Thread(target=self._evict, args=(settings.evict_after_s,), daemon=True)
         self._evictor.start()

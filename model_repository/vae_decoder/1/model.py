@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from tiny_sd_engine.device import limit_threads, select_device
 from tiny_sd_engine.images import encode, image_parameters
-from tiny_sd_engine.settings import Settings
+from tiny_sd_engine.settings import DEFAULT_SIZE, Settings
 from tiny_sd_engine.vae import VaeDecoder
 
 
@@ -25,7 +25,7 @@ class TritonPythonModel:
         limit_threads(settings.threads)
         device = select_device(args["model_instance_kind"], int(args["model_instance_device_id"]), settings.precision)
         self._vae = VaeDecoder(settings.checkpoint, device)
-        self._vae.warm_up(settings.sizes[0], settings.sizes[0])
+        self._vae.warm_up(DEFAULT_SIZE, DEFAULT_SIZE)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Decode the images of all requests together; encode each request's own."""

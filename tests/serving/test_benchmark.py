@@ -1,0 +1,52 @@
+"""tools/bench.py for real: three contenders, one of them behind Triton."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from local_server.install import ROOT
+
+NAMES = ["diffusers", "engine", "served"]
+
+
+def test_three_contenders_make_the_same_picture_and_are_reported(checkpoint: Path, tmp_path: Path) -> None:
+    out, measurements = tmp_path / "report.md", tmp_path / "report.json"
+    options = [f"--checkpoint={checkpoint}", "--precision=fp32", "--repeats=1", "--size=128", "--device=CPU"]
+    done = subprocess.run(
+        [sys.executable, "tools/bench.py", *options, f"--out={out}", f"--json={measurements}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = out.read_text()
+    assert done.stdout == report
+    assert "Served and engine: equal to the byte in every round." in report
+    # In float32, as the reference computes, no pixel is off by more than a step.
+    assert any(f"difference of a pixel is {steps}/255" in report for steps in (0, 1))
+
+    measured = json.loads(measurements.read_text())["measurements"]
+    assert {name: len(seconds) for name, seconds in measured["seconds"].items()} == dict.fromkeys(NAMES, 1)
+    stubs = [f"served: stub {model}" for model in ("text_encoder", "tokenizer", "unet", "vae_decoder")]
+    processes = [peak["process"] for peak in measured["peaks"]]
+    assert sorted(processes) == sorted(["diffusers", "engine", "served: tritonserver", *stubs])
+    assert all(peak["resident_bytes"] > 10 * 2**20 for peak in measured["peaks"])
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/bench.py", f"--checkpoint={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""
