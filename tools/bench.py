@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # This checkout's engine is measured, as it is served, installed or not; the contenders' processes inherit both.
     sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "client")]
     os.environ.update(_QUIET)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as LocalServer does: the same for all contenders
     if options.device == "CPU":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Triton's KIND_AUTO would take a GPU
     from benchmark.circumstances import circumstances  # noqa: PLC0415 -- needs the path and environment above

@@ -162,6 +162,7 @@ class Denoiser:
         self._jobs: dict[object, Job] = {}
         self._turns = itertools.count(1)
         self._runs = 0
+        self._handed_back = False
         self._last_run = time.monotonic()
         self._lock = threading.Lock()
         config = checkpoint.load_scheduler_config(path)
@@ -209,6 +210,19 @@ class Denoiser:
                     self._observer.job_evicted()
             self._report_jobs()
             return len(dropped)
+
+    def others_are_due(self, jobs: Sequence[Job]) -> bool:
+        """Whether a job of the last run is missing from ``jobs``, though it has not ended. True once between two runs.
+
+        Then a caller who hands ``jobs`` back at once meets all of them together next time. Otherwise jobs that came at
+        different moments would go on taking turns, each with the U-Net for itself.
+        """
+        with self._lock:
+            missing = any(
+                job.seen_in_run == self._runs and not job.ended and job not in jobs for job in self._jobs.values()
+            )
+            self._handed_back = missing and not self._handed_back
+            return self._handed_back
 
     def run(self, jobs: Sequence[Job], quantum_s: float) -> None:
         """Denoise until one of ``jobs`` has ended or ``quantum_s`` seconds have passed, whichever comes first.

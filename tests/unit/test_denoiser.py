@@ -464,6 +464,25 @@ def test_only_jobs_that_nobody_has_run_for_long_are_evicted(
     assert denoiser.job(1, a_task) is not unseen
 
 
+def test_jobs_that_come_at_different_moments_are_brought_together(denoiser: Denoiser) -> None:
+    first, second = admit(denoiser, a_task(), a_task())
+    assert not denoiser.others_are_due([first]), "nothing has run yet"
+    denoiser.run([first], 0.0)
+    assert denoiser.others_are_due([second]), "the first was here in the last run"
+    assert not denoiser.others_are_due([second]), "not twice: the first may never come back"
+    denoiser.run([second], 0.0)
+    assert denoiser.others_are_due([first])
+    assert not denoiser.others_are_due([first, second])
+    denoiser.run([first, second], 0.0)
+    assert not denoiser.others_are_due([first, second])
+
+
+def test_nobody_waits_for_a_job_that_has_ended(denoiser: Denoiser) -> None:
+    ended, other = admit(denoiser, a_task(num_inference_steps=2), a_task())
+    denoiser.run_to_end([ended])
+    assert not denoiser.others_are_due([other])
+
+
 def test_a_job_that_waits_for_a_slow_run_of_others_is_not_evicted(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

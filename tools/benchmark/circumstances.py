@@ -27,6 +27,7 @@ def circumstances(setup: Setup, repeats: int, command: str) -> dict[str, str]:
         "precision": f"engine {_name(device.dtype)}; diffusers {'float16' if on_gpu else 'float32'}",
         "GPU": torch.cuda.get_device_name() if on_gpu else "none used",
         "CPU": f"{_cpu_model()}; {limit_threads()} threads for torch",
+        "OpenMP": f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
         "bf16 in the CPU": _bf16_hardware(),
         "load before": f"{os.getloadavg()[0]:.2f} (1-minute average, {os.cpu_count()} cores)",
         "versions": f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from benchmark.contenders import BenchError, Peak, Picture, Setup, peak
 from benchmark.figures import process_name, read_metrics
 from local_server import LocalServer
-from tiny_sd_client.parameters import Parameters
+from tiny_sd_client.parameters import DOCUMENTED_SIZES, Parameters
 
 _ANSWER_TIMEOUT_S = 3600  # far beyond any picture, so that a lost request ends the run
 _DTYPES: dict[type, type] = {str: np.object_, bool: np.bool_, int: np.int32, float: np.float32}
@@ -65,7 +65,7 @@ def serve(setup: Setup, name: str = "served", config: str | None = None) -> Iter
     environment = {
         "TINY_SD_CHECKPOINT": str(setup.checkpoint),
         "TINY_SD_PRECISION": setup.precision,
-        "TINY_SD_SIZES": str(setup.size),
+        "TINY_SD_SIZES": ",".join(map(str, {*DOCUMENTED_SIZES, setup.size})),
     }
     arguments = [f"--model-config-name={config}"] if config else []
     with (

@@ -41,10 +41,10 @@ class TritonPythonModel:
         keys = [request.correlation_id() if self._in_flight else next(self._plain_keys) for request in requests]
         answers = [self._admit(key, request) for key, request in zip(keys, requests, strict=True)]
         jobs = [answer for answer in answers if isinstance(answer, Job)]
-        if self._in_flight:
-            self._denoiser.run(jobs, self._quantum_s)
-        else:
+        if not self._in_flight:
             self._denoiser.run_to_end(jobs)
+        elif not self._denoiser.others_are_due(jobs):
+            self._denoiser.run(jobs, self._quantum_s)
         return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
 
     def finalize(self) -> None:
