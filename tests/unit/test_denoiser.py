@@ -465,9 +465,10 @@ def test_only_jobs_that_nobody_has_run_for_long_are_evicted(
 
 
 def test_jobs_that_come_at_different_moments_are_brought_together(denoiser: Denoiser) -> None:
-    first, second = admit(denoiser, a_task(), a_task())
-    assert not denoiser.others_are_due([first]), "nothing has run yet"
+    first = denoiser.job("first", a_task)
+    assert not denoiser.others_are_due([first])
     denoiser.run([first], 0.0)
+    second = denoiser.job("second", a_task)
     assert denoiser.others_are_due([second]), "the first was here in the last run"
     assert not denoiser.others_are_due([second]), "not twice: the first may never come back"
     denoiser.run([second], 0.0)
