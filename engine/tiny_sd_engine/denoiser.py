@@ -212,7 +212,7 @@ class Denoiser:
             return len(dropped)
 
     def others_are_due(self, jobs: Sequence[Job]) -> bool:
-        """Whether ``jobs`` lacks one of the last run, or admitted since, that has not ended. True once between two runs.
+        """Whether ``jobs`` lacks one of the last run, or admitted since, that has not ended. Once between two runs.
 
         Then a caller who hands ``jobs`` back at once meets all of them together next time. Otherwise jobs that came at
         different moments would go on taking turns, each with the U-Net for itself.
