@@ -35,8 +35,10 @@ bench-gpu: setup ## the same on the GPU
 setup: .venv/installed ## install everything into .venv
 
 .venv/installed: pyproject.toml client/pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "Python 3.11 or 3.12 is needed; $(PYTHON) is another. Name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+		{ echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into .venv; this takes some minutes the first time"
 	$(BIN)/python -m pip install --quiet --editable ./client --editable '.[server,dev]'
 	@touch $@
