@@ -25,12 +25,19 @@ format: setup ## put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## diffusers, engine and server side by side on this CPU; minutes for the full-size architecture
-	$(BIN)/python tools/bench.py --architecture test --device CPU $(ARGS)
-	$(BIN)/python tools/bench.py --architecture tiny-sd --device CPU $(ARGS)
+REPORTS := docs/benchmarks
+BENCH := $(BIN)/python tools/bench.py
+
+bench: setup ## diffusers, engine and server side by side on this CPU; half an hour on two cores
+	$(BENCH) --device CPU --architecture test --repeats 10 --out $(REPORTS)/cpu-test.md
+	$(BENCH) --device CPU --architecture test --scenario mixed --repeats 4 --out $(REPORTS)/cpu-test-mixed.md
+	$(BENCH) --device CPU --architecture test --scenario throughput --repeats 1 --out $(REPORTS)/cpu-test-throughput.md
+	$(BENCH) --device CPU --architecture tiny-sd --repeats 2 --out $(REPORTS)/cpu-tiny-sd.md
 
 bench-gpu: setup ## the same on the GPU
-	$(BIN)/python tools/bench.py --architecture tiny-sd --device GPU $(ARGS)
+	$(BENCH) --device GPU --architecture tiny-sd --repeats 6 --out $(REPORTS)/gpu-tiny-sd.md
+	$(BENCH) --device GPU --architecture tiny-sd --scenario mixed --repeats 4 --out $(REPORTS)/gpu-tiny-sd-mixed.md
+	$(BENCH) --device GPU --architecture tiny-sd --scenario throughput --repeats 2 --out $(REPORTS)/gpu-tiny-sd-throughput.md
 
 setup: .venv/installed ## install everything into .venv
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -23,7 +23,7 @@ MAX_SEED = 2**63 - MAX_SAMPLES
 DRAWN_SEEDS = 2**32
 
 
-class Scheduler(str, Enum):
+class Scheduler(StrEnum):
     """The sampling algorithm, by its documented name."""
 
     DDIM = "DDIM"
@@ -42,7 +42,7 @@ class Scheduler(str, Enum):
     DPMPP_SDE_ANCESTRAL = "dpmpp_sde_ancestral"
 
 
-class ImageFormat(str, Enum):
+class ImageFormat(StrEnum):
     """The file format of the pictures."""
 
     JPEG = "jpeg"

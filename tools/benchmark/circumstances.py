@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import diffusers
@@ -21,7 +21,7 @@ def circumstances(setup: Setup, repeats: int, command: str) -> dict[str, str]:
     on_gpu = setup.device == "GPU"
     return {
         "command": f"`{command}`",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "checkpoint": setup.checkpoint.name,
         "picture": f"{setup.size}x{setup.size}, {setup.steps} steps of dpmpp_2m, guided; {repeats} rounds",
         "precision": f"engine {_name(device.dtype)}; diffusers {'float16' if on_gpu else 'float32'}",
