@@ -59,7 +59,7 @@ def local(repository: Path, tmp_path: Path) -> Iterator[LocalServer]:
     yield server
     processes = server.process_tree()
     server.stop()
-    assert_nothing_left(processes, os.getpid())
+    assert_nothing_left(processes, server._shared_memory_prefix)
 
 
 def add_model(repository: Path, name: str, initialize: str = "pass") -> None:
@@ -76,12 +76,12 @@ def ask_echo(url: str, seconds: float) -> list[float]:
         return response.json()["outputs"][0]["data"]
 
 
-def assert_nothing_left(processes: list[psutil.Process], starter: int) -> None:
-    """None of the processes runs, and no shared memory is left of a server that the process `starter` started."""
+def assert_nothing_left(processes: list[psutil.Process], shared_memory: str) -> None:
+    """None of the processes runs, and no shared memory is left whose name begins so."""
     _, alive = psutil.wait_procs(processes, timeout=10)
     # Where nobody reaps orphans they stay as zombies, which is no fault of ours.
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-    assert list(Path("/dev/shm").glob(f"tiny_sd_{starter}_*")) == []
+    assert list(Path("/dev/shm").glob(f"{shared_memory}*")) == []
 
 
 class CommandLine:
@@ -187,7 +187,7 @@ def test_a_server_that_takes_too_long_is_ended_and_says_what_it_was_loading(repo
     seen: list[psutil.Process] = []
     with pytest.raises(NotReady, match=r"not ready after 5 s \(still loading slow\)"):
         local.start(on_line=lambda line: seen.extend(local.process_tree()))
-    assert_nothing_left(seen, os.getpid())
+    assert_nothing_left(seen, local._shared_memory_prefix)
 
 
 def test_a_busy_port_is_found_before_triton_starts(local: LocalServer) -> None:
@@ -221,7 +221,7 @@ def test_the_command_stops_cleanly_after_running_requests(number: int, repositor
     assert (code, stderr) == (0, "")
     assert "Stopped." in stdout
     assert answers == [[2.0]]
-    assert_nothing_left(processes, command.process.pid)
+    assert_nothing_left(processes, f"tiny_sd_{command.process.pid}_")
 
 
 def test_a_second_signal_stops_at_once(repository: Path) -> None:
@@ -235,9 +235,9 @@ def test_a_second_signal_stops_at_once(repository: Path) -> None:
         before = time.monotonic()
         command.process.send_signal(signal.SIGINT)
         code, stdout, _ = command.finish()
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 25, "it waited for the exit timeout of 30 s"
     assert (code, stdout) == (130, "")
-    assert_nothing_left(processes, command.process.pid)
+    assert_nothing_left(processes, f"tiny_sd_{command.process.pid}_")
 
 
 def test_triton_does_not_outlive_a_killed_command(repository: Path) -> None:
@@ -246,7 +246,7 @@ def test_triton_does_not_outlive_a_killed_command(repository: Path) -> None:
     processes = command.tree()
     command.process.kill()
     command.finish()
-    assert_nothing_left(processes, command.process.pid)
+    assert_nothing_left(processes, f"tiny_sd_{command.process.pid}_")
 
 
 def test_the_command_reports_a_broken_model_and_fails(repository: Path) -> None:
@@ -274,7 +274,7 @@ def test_the_command_reports_a_triton_that_dies(repository: Path) -> None:
     code, _, stderr = command.finish()
     assert code == 1
     assert stderr.startswith("error: Triton stopped while serving (killed by SIGKILL)")
-    assert_nothing_left(processes, command.process.pid)
+    assert_nothing_left(processes, f"tiny_sd_{command.process.pid}_")
 
 
 def test_the_command_names_an_option_that_triton_does_not_know(repository: Path) -> None:
