@@ -31,7 +31,7 @@ BENCH := $(BIN)/python tools/bench.py
 bench: setup ## diffusers, engine and server side by side on this CPU; half an hour on two cores
 	$(BENCH) --device CPU --architecture test --repeats 10 --out $(REPORTS)/cpu-test.md
 	$(BENCH) --device CPU --architecture test --scenario mixed --repeats 4 --out $(REPORTS)/cpu-test-mixed.md
-	$(BENCH) --device CPU --architecture test --scenario throughput --repeats 1 --out $(REPORTS)/cpu-test-throughput.md
+	$(BENCH) --device CPU --architecture test --scenario throughput --repeats 3 --out $(REPORTS)/cpu-test-throughput.md
 	$(BENCH) --device CPU --architecture tiny-sd --repeats 2 --out $(REPORTS)/cpu-tiny-sd.md
 
 bench-gpu: setup ## the same on the GPU
