@@ -322,7 +322,7 @@ class Denoiser:
         repeats = torch.tensor(rows)
         predictions = self._unet(
             torch.stack(scaled)
-            .repeat_interleave(repeats.to(self._device.torch_device), dim=0)
+            .repeat_interleave(repeats.to(self._device.torch_device), dim=0, output_size=sum(rows))
             .to(self._device.dtype, memory_format=torch.channels_last),
             torch.stack(timesteps).repeat_interleave(repeats).to(self._device.torch_device),
             torch.cat([image.job.embeddings for image in images]),
