@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from local_server import ServeError
 from local_server.checkpoint import check, make_random
 from local_server.install import ROOT
+from serve import QUIET
 
 if TYPE_CHECKING:
     from benchmark.contenders import Setup
@@ -27,9 +28,6 @@ CHECKPOINTS = ROOT / ".cache" / "checkpoints"
 ARCHITECTURES = ("test", "tiny-sd", "small-sd", "sd15")
 CONTENDERS = ("diffusers", "engine", "served")
 
-# The libraries' progress bars and advice to developers would drown ours.
-_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and report. Returns the exit code: 1 after an error, or when pictures that must be equal are not."""
@@ -37,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     # This checkout's engine is measured, as it is served, installed or not; the contenders' processes inherit both.
     sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "client")]
-    os.environ.update(_QUIET)
+    os.environ.update(QUIET)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as LocalServer does: the same for all contenders
     if options.device == "CPU":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Triton's KIND_AUTO would take a GPU
