@@ -10,10 +10,12 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tiny_sd_engine.device import Device
 from tiny_sd_engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tiny_sd_engine.device import Device  # brings torch, which the tokenizer stage does without
 
 _WEIGHTS = {
     "text_encoder": "model",
