@@ -58,7 +58,7 @@ def test_a_short_request_overtakes_a_long_one_and_shares_its_executions_and_unet
     assert change["nv_inference_count_total:unet"] > change["nv_inference_exec_count_total:unet"]
     two_rows, all_calls = (change[f"tiny_sd_unet_call_rows_bucket:unet:{le}"] for le in ("2", "+Inf"))
     shared = all_calls - two_rows
-    assert shared >= 10, "most of the short request's 20 steps share the long one's U-Net calls"
+    assert shared >= 15, "most of the short request's 20 steps share the long one's U-Net calls"
     assert change["tiny_sd_unet_steps_total:unet"] == 199 + 20
     assert all_calls == 199 + 20 - shared
 
@@ -71,7 +71,7 @@ def test_all_stages_batch_under_concurrency(batching_server: LocalServer) -> Non
         requests, executions = (change[f"nv_inference_{what}_total:{stage}"] for what in ("count", "exec_count"))
         assert requests > executions > 0, f"{stage} never saw two requests at once"
     rows = change["tiny_sd_unet_call_rows_sum:unet"] / change["tiny_sd_unet_call_rows_count:unet"]
-    assert rows > 4, "a guided picture alone has two rows: calls are hardly shared with 24 requests in flight"
+    assert rows > 8, "of 16 allowed: requests take turns instead of sharing calls"
     assert jobs_in_flight(server) == 0
 
 
