@@ -21,7 +21,7 @@ import torch
 
 from tiny_sd_engine import checkpoint
 from tiny_sd_engine.device import Device
-from tiny_sd_engine.errors import EngineError, InvalidInput, Overdue
+from tiny_sd_engine.errors import Cancelled, EngineError, InvalidInput, Overdue
 from tiny_sd_engine.schedulers import HISTORY, NOISE_SLOT, Schedule, compile_schedule, latents_slot, prediction_slot
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,10 @@ class Task:
     """Pixels."""
     deadline: float = 0.0
     """Unix time in seconds after which the result is of no use; 0: none."""
+    job_id: str = ""
+    """What its caller calls it; carried, not used."""
+    preview_every: int = 0
+    """Steps from one preview to the next; 0: none. Carried, not used."""
 
 
 class Image:
@@ -74,6 +78,15 @@ class Image:
         """Whether ``latents`` are final."""
         return self.evaluation == len(self.job.schedule)
 
+    def estimate(self) -> torch.Tensor:
+        """[channels, h, w] float32: what the last evaluation took the picture's latents to be, without the noise."""
+        if self.finished:
+            return self.latents
+        last = max(0, self.evaluation - 1)
+        both = self._history[[latents_slot(last), prediction_slot(last)]]
+        clean: torch.Tensor = torch.tensordot(self.job.schedule.estimates[last].to(both.device), both, dims=1)
+        return clean
+
     def book(self, prediction: torch.Tensor) -> None:
         """Go one evaluation on with the U-Net's guided prediction, [channels, h, w] float32."""
         schedule = self.job.schedule
@@ -97,6 +110,8 @@ class Job:
         self.schedule = schedule
         self.coefficients = schedule.coefficients.to(device.torch_device)
         self.error: Exception | None = None
+        self.previewed_step = 0
+        """Step of the last preview; kept here for whoever makes them."""
         self.seen = time.monotonic()
         """When a run with this job last ended."""
         self.seen_in_run = 0
@@ -122,6 +137,16 @@ class Job:
         """Whether there is nothing left to do: finished, or failed with ``error``."""
         return self.error is not None or self.finished
 
+    @property
+    def step(self) -> int:
+        """Steps done, of ``task.num_inference_steps``, averaged over the images; a step may take several evaluations."""
+        done = sum(image.evaluation for image in self.images)
+        return done * self.task.num_inference_steps // (len(self.schedule) * len(self.images))
+
+    def estimate(self) -> torch.Tensor:
+        """[samples, channels, h, w] float32 on the CPU: the pictures' latents as far as they can be told by now."""
+        return torch.stack([image.estimate() for image in self.images]).cpu()
+
     def latents(self) -> torch.Tensor:
         """[samples, channels, h, w] float32 on the CPU."""
         return torch.stack([image.latents for image in self.images]).cpu()
@@ -144,6 +169,9 @@ class Observer(Protocol):
 
     def job_overdue(self) -> None:
         """A job was stopped because its deadline passed."""
+
+    def job_cancelled(self) -> None:
+        """A job was stopped because somebody asked for it."""
 
 
 class Denoiser:
@@ -186,14 +214,23 @@ class Denoiser:
         while unfinished := [job for job in jobs if not job.ended]:
             self.run(unfinished, math.inf)
 
+    def stop(self, job: Job, reason: Overdue | Cancelled) -> None:
+        """End a job before it is finished; its ``error`` is the reason."""
+        job.error = reason
+        if self._observer:
+            if isinstance(reason, Overdue):
+                self._observer.job_overdue()
+            else:
+                self._observer.job_cancelled()
+
     def remove(self, key: object) -> None:
         """Forget a job, ended or not."""
         with self._lock:
             self._jobs.pop(key, None)
             self._report_jobs()
 
-    def evict(self, older_than_s: float) -> int:
-        """Drop the jobs that nobody has run for so many seconds. Returns how many.
+    def evict(self, older_than_s: float) -> list[Job]:
+        """Drop the jobs that nobody has run for so many seconds, and return them.
 
         A job that missed only the last run or two may just have waited for them to end: its time counts from then.
         """
@@ -203,13 +240,12 @@ class Denoiser:
                 key: job.seen if self._runs - job.seen_in_run >= 3 else max(job.seen, self._last_run)
                 for key, job in self._jobs.items()
             }
-            dropped = [key for key, since in waiting_since.items() if since < oldest]
-            for key in dropped:
-                del self._jobs[key]
-                if self._observer:
+            dropped = [self._jobs.pop(key) for key, since in waiting_since.items() if since < oldest]
+            if self._observer:
+                for _ in dropped:
                     self._observer.job_evicted()
             self._report_jobs()
-            return len(dropped)
+            return dropped
 
     def others_are_due(self, jobs: Sequence[Job]) -> bool:
         """Whether ``jobs`` lacks one of the last run, or admitted since, that has not ended. Once between two runs.
@@ -282,9 +318,7 @@ class Denoiser:
         now = time.time()
         for job in jobs:
             if job.task.deadline and now > job.task.deadline and not job.ended:
-                job.error = Overdue("the request's timeout passed before the picture was finished")
-                if self._observer:
-                    self._observer.job_overdue()
+                self.stop(job, Overdue())
 
     def _pick(self, jobs: Iterable[Job]) -> list[Image]:
         """Images for one U-Net call: the one that has waited longest, then those that fit in with it, in that order."""

@@ -67,6 +67,8 @@ class Schedule:
     """[E]: whether the step draws noise, be it with a coefficient of 0: the generator moves as diffusers' does."""
     initial_scale: float
     """Standard deviation of latents 0."""
+    estimates: torch.Tensor
+    """[E, 2] float32: the clean latents as an evaluation tells them, by the latents entering it and its prediction."""
 
     def __len__(self) -> int:
         return len(self.draws_noise)
@@ -105,7 +107,27 @@ def compile_schedule(name: str, steps: int, config: Mapping[str, Any]) -> Schedu
         coefficients=torch.from_numpy(coefficients).to(torch.float32),
         draws_noise=trace.draws_noise,
         initial_scale=float(scheduler.init_noise_sigma),
+        estimates=_estimates(scheduler, torch.tensor(trace.input_scale)),
     )
+
+
+def _estimates(scheduler: Any, input_scale: torch.Tensor) -> torch.Tensor:
+    """[E, 2] float32: see :class:`Schedule`.
+
+    Times the input scale, the latents of every scheduler are sqrt(a) * clean + sqrt(1 - a) * noise, with a the
+    checkpoint's cumulative alpha at the timestep (Ho et al., 2020); a prediction is the noise, the clean latents, or
+    sqrt(a) * noise - sqrt(1 - a) * clean (Salimans and Ho, 2022).
+    """
+    alphas = scheduler.alphas_cumprod.double().numpy()
+    # Timesteps may lie between those of the training; diffusers interpolates the logarithm of sigma as well.
+    log_snr = np.interp(scheduler.timesteps.double().numpy(), np.arange(len(alphas)), np.log(alphas / (1 - alphas)))
+    a = 1 / (1 + np.exp(-log_snr))
+    by_latents, by_prediction = {
+        "epsilon": (1 / np.sqrt(a), -np.sqrt(1 / a - 1)),
+        "v_prediction": (np.sqrt(a), -np.sqrt(1 - a)),
+        "sample": (np.zeros_like(a), np.ones_like(a)),
+    }[scheduler.config.prediction_type]
+    return torch.from_numpy(np.stack([by_latents * input_scale.double().numpy(), by_prediction], axis=1)).float()
 
 
 @dataclass(frozen=True)

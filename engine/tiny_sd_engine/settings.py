@@ -35,6 +35,10 @@ class Settings:
     """Seconds after which a generation that Triton no longer asks for is dropped."""
     threads: int | None = None
     """CPU threads of each stage; None: all cores that the process may use."""
+    max_in_flight: int = 32
+    """Generations that the server takes on at a time; the next one is refused."""
+    jobs_dir: Path = Path(f"/dev/shm/tiny-sd-jobs-{os.getuid()}")
+    """Folder of the job board, on tmpfs. Servers may share it: each keeps a board of its own there."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -54,6 +58,8 @@ class Settings:
             max_rows=read.count("TINY_SD_MAX_ROWS"),
             evict_after_s=read.number("TINY_SD_EVICT_AFTER_S", cls.evict_after_s, at_least=1),
             threads=read.count("TINY_SD_THREADS"),
+            max_in_flight=read.count("TINY_SD_MAX_IN_FLIGHT") or cls.max_in_flight,
+            jobs_dir=Path(environment.get("TINY_SD_JOBS_DIR") or cls.jobs_dir),
         )
 
 

@@ -20,7 +20,7 @@ class VaeDecoder:
     def __init__(self, path: Path, device: Device) -> None:
         self._vae = checkpoint.load_vae(path, device)
         self._device = device
-        self._channels, self._pixels_per_latent = checkpoint.latent_shape(path)
+        self.channels, self._pixels_per_latent = checkpoint.latent_shape(path)
 
     def decode(self, latents: Sequence[torch.Tensor]) -> list[NDArray[np.uint8]]:
         """Decode images of any sizes; equal sizes share VAE calls.
@@ -40,7 +40,7 @@ class VaeDecoder:
 
     def warm_up(self, width: int, height: int) -> None:
         """Decode one picture of this size, in pixels."""
-        self.decode([torch.zeros(self._channels, height // self._pixels_per_latent, width // self._pixels_per_latent)])
+        self.decode([torch.zeros(self.channels, height // self._pixels_per_latent, width // self._pixels_per_latent)])
 
     @torch.inference_mode()
     def _call(self, latents: torch.Tensor) -> NDArray[np.uint8]:

@@ -65,6 +65,7 @@ class LocalServer:
         self._ready_timeout_s = ready_timeout_s
         # Also the name of every shared memory region of this server, so that none can be left behind.
         self._shared_memory_prefix = f"tiny_sd_{os.getpid()}_{uuid.uuid4().hex[:8]}_"
+        self._jobs = _SHARED_MEMORY / f"{self._shared_memory_prefix}jobs"
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
         self._log = LogFile(self.log_path)
@@ -146,6 +147,7 @@ class LocalServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process, self._ready = None, False
+        shutil.rmtree(self._jobs, ignore_errors=True)
         for region in _SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
             region.unlink(missing_ok=True)
         if self._directory:
@@ -195,7 +197,8 @@ class LocalServer:
         # Several stages compute at once on the same cores. OpenMP threads that spin while they wait keep the others
         # from getting on: a picture of 0.4 s was seen to take 26 s. Threads that sleep only cost their wake-ups.
         env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", **self._env}
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        env |= {"TINY_SD_JOBS_DIR": str(self._jobs), **self._env}
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(

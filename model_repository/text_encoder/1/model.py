@@ -8,6 +8,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from tiny_sd_engine.device import limit_threads, select_device
+from tiny_sd_engine.jobs import Board, Stage
 from tiny_sd_engine.settings import Settings
 from tiny_sd_engine.text_encoder import TextEncoder
 
@@ -21,13 +22,16 @@ class TritonPythonModel:
         limit_threads(settings.threads)
         device = select_device(args["model_instance_kind"], int(args["model_instance_device_id"]), settings.precision)
         self._encoder = TextEncoder(settings.checkpoint, device)
+        self._board = Board.of_this_server(settings.jobs_dir)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Embed the windows of all requests together."""
         ids = [_windows(request, "ids") for request in requests]
         weights = [_windows(request, "weights") for request in requests]
         try:
-            embeddings = self._encoder.embed(torch.cat(ids), torch.cat(weights))
+            # As long as texts are encoded, jobs that wait for the U-Net are not lost.
+            with self._board.at_work(Stage.DENOISING):
+                embeddings = self._encoder.embed(torch.cat(ids), torch.cat(weights))
         except Exception as error:  # nothing raises out of execute
             pb_utils.Logger.log_error(f"text_encoder: {error!r}")
             failure = pb_utils.TritonError("the text encoder failed", pb_utils.TritonError.INTERNAL)

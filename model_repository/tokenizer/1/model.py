@@ -1,4 +1,7 @@
-"""First stage: the documented parameters, checked and resolved, as the tensors that the later stages take."""
+"""First stage: the documented parameters, checked and resolved, as the tensors that the later stages take.
+
+It also admits the generation to the job board, or refuses it when the server is full.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import triton_python_backend_utils as pb_utils
 
 from tiny_sd_client.parameters import InvalidParameter, Parameters, parse
 from tiny_sd_engine.checkpoint import load_tokenizer
-from tiny_sd_engine.errors import InvalidInput
+from tiny_sd_engine.errors import Busy, DuplicateId, InvalidInput
+from tiny_sd_engine.jobs import Board, job_id, preview_interval
 from tiny_sd_engine.prompts import PromptTokens, tokenize
 from tiny_sd_engine.settings import Settings
 
-# What Triton's own front ends put among a request's parameters; all else there is a caller's typing error.
-_TRITONS_OWN = {"id", "timeout", "priority"}
+# What Triton's own front ends and tiny_sd_stream put among a request's parameters; all else is a caller's typing error.
+_ALLOWED = {"id", "timeout", "priority", "preview_every"}
 
 
 class TritonPythonModel:
@@ -27,6 +31,14 @@ class TritonPythonModel:
         settings = Settings.from_environment()
         self._tokenizer = load_tokenizer(settings.checkpoint)
         self._sizes = settings.sizes
+        self._max_in_flight = settings.max_in_flight
+        self._board = Board.of_this_server(settings.jobs_dir)
+        self._refusals = pb_utils.MetricFamily(
+            name="tiny_sd_jobs_refused_total",
+            description="Generations refused because the server was full",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._refused = self._refusals.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
         tokenize(self._tokenizer, "warm-up", "")
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -38,9 +50,22 @@ class TritonPythonModel:
             extras = _request_parameters(request)
             parameters = parse(_values(request), self._sizes).resolved()
             tokens = tokenize(self._tokenizer, parameters.prompt, parameters.negative_prompt)
-            return pb_utils.InferenceResponse(_tensors(parameters, tokens, _deadline(request, extras)))
+            id, deadline = job_id(request.request_id()), _deadline(request, extras)
+            tensors = {
+                **_tensors(parameters, tokens),
+                "deadline": np.array([deadline], np.float64),
+                "job_id": _text(id),
+                "preview_every": np.array([preview_interval(extras.get("preview_every", 0))], np.int32),
+            }
+            self._board.admit(id, parameters.num_inference_steps, deadline, self._max_in_flight)
+            return pb_utils.InferenceResponse([pb_utils.Tensor(name, each[None]) for name, each in tensors.items()])
+        except DuplicateId as error:
+            return _refusal(str(error), pb_utils.TritonError.ALREADY_EXISTS)
         except (InvalidParameter, InvalidInput) as error:
             return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Busy as error:
+            self._refused.increment(1)
+            return _refusal(str(error), pb_utils.TritonError.UNAVAILABLE)
         except Exception as error:  # nothing raises out of execute: it would fail the whole batch
             pb_utils.Logger.log_error(f"tokenizer: {error!r}")
             return _refusal("the tokenizer failed", pb_utils.TritonError.INTERNAL)
@@ -52,7 +77,7 @@ def _request_parameters(request: Any) -> dict[str, Any]:
     if request.correlation_id() or any(name.startswith("sequence_") for name in extras):
         # Triton numbers the sequences of the U-Net itself; a number of the caller's own makes the ensemble hang.
         raise InvalidParameter("sequence_id", "not allowed; every generation is one request")
-    for name in extras.keys() - _TRITONS_OWN:
+    for name in extras.keys() - _ALLOWED:
         raise InvalidParameter(name[:64], f"unknown parameter; allowed: {', '.join(Parameters.model_fields)}")
     return extras
 
@@ -91,15 +116,14 @@ def _deadline(request: Any, extras: dict[str, Any]) -> float:
     return time.time() + timeout / 1e6 if timeout else 0.0
 
 
-def _tensors(parameters: Parameters, tokens: PromptTokens, deadline: float) -> list[Any]:
+def _tensors(parameters: Parameters, tokens: PromptTokens) -> dict[str, np.ndarray]:
     seeds = [parameters.seed + i for i in range(parameters.samples)]
-    arrays = {
+    return {
         "prompt_ids": tokens.prompt.ids,
         "prompt_weights": tokens.prompt.weights,
         "negative_ids": tokens.negative_prompt.ids,
         "negative_weights": tokens.negative_prompt.weights,
         "seeds": np.array(seeds, np.int64),
-        "deadline": np.array([deadline], np.float64),
         "parameters": _text(json.dumps(parameters.picture(), ensure_ascii=False)),
         "scheduler": _text(parameters.scheduler.value),
         "num_inference_steps": np.array([parameters.num_inference_steps], np.int32),
@@ -109,7 +133,6 @@ def _tensors(parameters: Parameters, tokens: PromptTokens, deadline: float) -> l
         "base64": np.array([parameters.base64], np.bool_),
         "image_format": _text(parameters.image_format.value),
     }
-    return [pb_utils.Tensor(name, array[None]) for name, array in arrays.items()]
 
 
 def _text(value: str) -> np.ndarray:

@@ -30,6 +30,7 @@ class Metrics:
         self._evicted = metric(
             "jobs_evicted_total", "Generations dropped that Triton no longer asked for", kind.COUNTER
         )
+        self._cancelled = metric("jobs_cancelled_total", "Generations stopped because somebody asked", kind.COUNTER)
         self._overdue = metric("jobs_overdue_total", "Generations stopped by their timeout", kind.COUNTER)
 
     def unet_call(self, rows: int, images: int) -> None:
@@ -52,3 +53,7 @@ class Metrics:
     def job_overdue(self) -> None:
         """Count an overdue job."""
         self._overdue.increment(1)
+
+    def job_cancelled(self) -> None:
+        """Count a cancelled job."""
+        self._cancelled.increment(1)

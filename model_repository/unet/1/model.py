@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import threading
@@ -14,8 +15,11 @@ from metrics import Metrics
 
 from tiny_sd_engine.denoiser import Denoiser, Job, Task
 from tiny_sd_engine.device import limit_threads, select_device
-from tiny_sd_engine.errors import InvalidInput, Overdue
+from tiny_sd_engine.errors import Cancelled, InvalidInput, Overdue
+from tiny_sd_engine.jobs import Board, Preview, Stage
+from tiny_sd_engine.previews import Previewer
 from tiny_sd_engine.settings import DEFAULT_SIZE, Settings
+from tiny_sd_engine.vae import VaeDecoder
 
 
 class TritonPythonModel:
@@ -32,6 +36,8 @@ class TritonPythonModel:
         metrics = Metrics(args["model_name"], args["model_version"], args["model_instance_name"])
         self._denoiser = Denoiser(settings.checkpoint, device, settings.max_rows, metrics)
         self._denoiser.warm_up(DEFAULT_SIZE, DEFAULT_SIZE)
+        self._previewer = Previewer(VaeDecoder(settings.checkpoint, device))
+        self._board = Board.of_this_server(settings.jobs_dir)
         self._stopping = threading.Event()
         self._evictor = threading.Thread(target=self._evict, args=(settings.evict_after_s,), daemon=True)
         self._evictor.start()
@@ -41,10 +47,13 @@ class TritonPythonModel:
         keys = [request.correlation_id() if self._in_flight else next(self._plain_keys) for request in requests]
         answers = [self._admit(key, request) for key, request in zip(keys, requests, strict=True)]
         jobs = [answer for answer in answers if isinstance(answer, Job)]
-        if not self._in_flight:
-            self._denoiser.run_to_end(jobs)
-        elif not self._denoiser.others_are_due(jobs):
-            self._denoiser.run(jobs, self._quantum_s)
+        with self._board.at_work(Stage.DENOISING):
+            self._stop_cancelled(jobs)
+            if not self._in_flight:
+                self._denoiser.run_to_end(jobs)
+            elif not self._denoiser.others_are_due(jobs):
+                self._denoiser.run(jobs, self._quantum_s)
+        self._report(jobs)
         return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
 
     def finalize(self) -> None:
@@ -55,7 +64,7 @@ class TritonPythonModel:
     def _admit(self, key: object, request: Any) -> Any:
         """The request's job, or the error response that it gets instead."""
         if request.is_cancelled():
-            return _refusal("the request was cancelled", pb_utils.TritonError.CANCELLED)
+            return _refusal(str(Cancelled()), pb_utils.TritonError.CANCELLED)
         try:
             return self._denoiser.job(key, lambda: _task(request))
         except InvalidInput as error:
@@ -64,16 +73,38 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"unet: {error!r}")
             return _refusal("the denoiser failed", pb_utils.TritonError.INTERNAL)
 
+    def _stop_cancelled(self, jobs: list[Job]) -> None:
+        stops = self._board.take_up(Stage.DENOISING, [job.task.job_id for job in jobs])
+        for job in jobs:
+            if job.task.job_id in stops:
+                self._denoiser.stop(job, stops[job.task.job_id])
+
+    def _report(self, jobs: list[Job]) -> None:
+        """Tell the board how far the jobs are, and show the previews that are due."""
+        self._board.denoised({job.task.job_id: job.step for job in jobs})
+        for job in jobs:
+            every = job.task.preview_every
+            if every and not job.ended and job.step // every > job.previewed_step // every:
+                job.previewed_step = job.step
+                files = [base64.b64encode(self._previewer.preview(image)).decode() for image in job.estimate()]
+                self._board.show(job.task.job_id, Preview(job.step, tuple(files)))
+
     def _answer(self, key: object, request: Any, answer: Any) -> Any:
         if isinstance(answer, Job) and not answer.ended:
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
             return None
         self._denoiser.remove(key)
+        job_id = _array(request, "job_id")[0].decode("utf-8", "replace")
+        if isinstance(answer, Job) and answer.error is None:
+            self._board.hand_on(job_id, Stage.DECODING)
+        else:
+            self._board.remove([job_id])
         return _result(answer) if isinstance(answer, Job) else answer
 
     def _evict(self, older_than_s: float) -> None:
         while not self._stopping.wait(older_than_s / 4):
-            self._denoiser.evict(older_than_s)
+            self._board.remove([job.task.job_id for job in self._denoiser.evict(older_than_s)])
+            self._board.forget_lost()
 
 
 def _task(request: Any) -> Task:
@@ -87,6 +118,8 @@ def _task(request: Any) -> Task:
         width=int(_array(request, "img_width")[0]),
         height=int(_array(request, "img_height")[0]),
         deadline=float(_array(request, "deadline")[0]),
+        job_id=_array(request, "job_id")[0].decode("utf-8", "replace"),
+        preview_every=int(_array(request, "preview_every")[0]),
     )
 
 
@@ -98,8 +131,8 @@ def _array(request: Any, name: str) -> np.ndarray:
 def _result(job: Job) -> Any:
     if job.error is None:
         return pb_utils.InferenceResponse([pb_utils.Tensor("latents", job.latents()[None].numpy())])
-    overdue = isinstance(job.error, Overdue)
-    return _refusal(str(job.error), pb_utils.TritonError.UNAVAILABLE if overdue else pb_utils.TritonError.INTERNAL)
+    codes = {Overdue: pb_utils.TritonError.UNAVAILABLE, Cancelled: pb_utils.TritonError.CANCELLED}
+    return _refusal(str(job.error), codes.get(type(job.error), pb_utils.TritonError.INTERNAL))
 
 
 def _refusal(message: str, code: int) -> Any:

@@ -11,7 +11,9 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from tiny_sd_engine.device import limit_threads, select_device
+from tiny_sd_engine.errors import Cancelled, EngineError
 from tiny_sd_engine.images import encode, image_parameters
+from tiny_sd_engine.jobs import Board, Stage
 from tiny_sd_engine.settings import DEFAULT_SIZE, Settings
 from tiny_sd_engine.vae import VaeDecoder
 
@@ -26,8 +28,19 @@ class TritonPythonModel:
         device = select_device(args["model_instance_kind"], int(args["model_instance_device_id"]), settings.precision)
         self._vae = VaeDecoder(settings.checkpoint, device)
         self._vae.warm_up(DEFAULT_SIZE, DEFAULT_SIZE)
+        self._board = Board.of_this_server(settings.jobs_dir)
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests that are still wanted, and take all of them off the job board."""
+        ids = [_array(request, "job_id")[0].decode("utf-8", "replace") for request in requests]
+        with self._board.at_work(Stage.DECODING):
+            stops = self._board.take_up(Stage.DECODING, ids)
+            wanted = [request for id, request in zip(ids, requests, strict=True) if id not in stops]
+            answers = iter(self._decode(wanted) if wanted else [])
+        self._board.remove(ids)
+        return [_stopped(stops[id]) if id in stops else next(answers) for id in ids]
+
+    def _decode(self, requests: list[Any]) -> list[Any]:
         """Decode the images of all requests together; encode each request's own."""
         latents = [list(torch.from_numpy(_array(request, "latents")).unbind()) for request in requests]
         try:
@@ -47,6 +60,12 @@ def _respond(request: Any, pixels: list[np.ndarray]) -> Any:
         return pb_utils.InferenceResponse([pb_utils.Tensor("image", np.array([files], np.object_))])
     except Exception as error:  # one request's files must not cost its neighbours theirs
         return _failure(error)
+
+
+def _stopped(reason: EngineError) -> Any:
+    kind = pb_utils.TritonError
+    code = kind.CANCELLED if isinstance(reason, Cancelled) else kind.UNAVAILABLE
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(reason), code))
 
 
 def _failure(error: Exception) -> Any:

@@ -1,0 +1,145 @@
+"""Runs the ensemble for a caller who wants to see how it goes, and stops it when that caller is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import time
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from tiny_sd_client.parameters import Parameters
+from tiny_sd_engine.errors import DuplicateId, EngineError, UnknownJob
+from tiny_sd_engine.jobs import Board, job_id
+from tiny_sd_engine.settings import Settings
+
+_LOOK_S = 0.05
+_HEARTBEAT_S = 10.0
+"""An event comes at least so often, lest a proxy take the silence for the end."""
+_PICTURES = ("image", "seeds", "parameters")
+
+
+class TritonPythonModel:
+    """Triton's interface to one generation's progress."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the job board."""
+        self._board = Board.of_this_server(Settings.from_environment().jobs_dir)
+
+    async def execute(self, requests: list[Any]) -> None:
+        """Serve the requests side by side, and beside those of other calls."""
+        await asyncio.gather(*(self._serve(request) for request in requests))
+
+    async def _serve(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        try:
+            last = await self._generate(request, sender)
+        except EngineError as error:
+            last = _refusal(str(error))
+        except Exception as error:  # nothing raises out of execute
+            pb_utils.Logger.log_error(f"tiny_sd_stream: {error!r}")
+            last = _refusal("the stream failed")
+        sender.send(last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    async def _generate(self, request: Any, sender: Any) -> Any:
+        """Run the ensemble, telling the caller how far it is. Returns the last response."""
+        id = job_id(request.request_id())
+        with suppress(UnknownJob):
+            self._board.find(id)
+            raise DuplicateId(id)  # before this stream could take the other job for its own
+        start = time.monotonic()
+        running = asyncio.ensure_future(_ensemble(request, id).async_exec())
+        progress = _Progress(self._board, id, raw=_raw(request))
+        while not (await asyncio.wait({running}, timeout=_LOOK_S))[0]:
+            if sender.is_cancelled():
+                with suppress(UnknownJob):  # it may not have got to the board yet, or just left it
+                    self._board.cancel(id)
+            elif event := progress.event():
+                sender.send(pb_utils.InferenceResponse(event))
+        response = running.result()
+        if response.has_error():
+            return _refusal(response.error().message())
+        pictures = [pb_utils.get_output_tensor_by_name(response, name) for name in _PICTURES]
+        steps = json.loads(pictures[-1].as_numpy().flat[0])["num_inference_steps"]
+        done = _tensors(id, "done", steps, steps, seconds=time.monotonic() - start, left=0.0)
+        return pb_utils.InferenceResponse([*done, *pictures])
+
+
+class _Progress:
+    """What the caller has been told, and what there is to tell."""
+
+    def __init__(self, board: Board, id: str, *, raw: bool) -> None:
+        self._board = board
+        self._id = id
+        self._raw = raw
+        self._told: tuple[str, int] | None = None
+        self._told_at = 0.0
+        self._preview_step = 0
+
+    def event(self) -> list[Any] | None:
+        """The tensors of the next event, if one is due."""
+        try:
+            entry = self._board.find(self._id)
+        except UnknownJob:
+            return None
+        preview = self._board.preview(self._id, self._preview_step)
+        silent = time.monotonic() - self._told_at
+        if (entry.stage, entry.step) == self._told and not preview and silent < _HEARTBEAT_S:
+            return None
+        self._told, self._told_at = (entry.stage, entry.step), time.monotonic()
+        progress = {"seconds": entry.seconds, "left": entry.seconds_left}
+        tensors = _tensors(self._id, entry.stage.value, entry.step, entry.steps, **progress)
+        if preview:
+            self._preview_step = preview.step
+            files = [base64.b64decode(file) if self._raw else file.encode() for file in preview.files]
+            tensors.append(pb_utils.Tensor("preview", np.array([files], np.object_)))
+        return tensors
+
+
+def _ensemble(request: Any, id: str) -> Any:
+    """The same request to ``tiny_sd``."""
+    inputs = [pb_utils.get_input_tensor_by_name(request, name) for name in Parameters.model_fields]
+    extras = json.loads(request.parameters() or "{}")
+    every = pb_utils.get_input_tensor_by_name(request, "preview_every")
+    if every is not None:
+        extras["preview_every"] = int(every.as_numpy().flat[0])
+    return pb_utils.InferenceRequest(
+        model_name="tiny_sd",
+        request_id=id,
+        correlation_id=request.correlation_id(),
+        inputs=[tensor for tensor in inputs if tensor is not None],
+        requested_output_names=list(_PICTURES),
+        timeout=request.timeout(),
+        parameters={name: value if isinstance(value, int) else str(value) for name, value in extras.items()},
+    )
+
+
+def _raw(request: Any) -> bool:
+    tensor = pb_utils.get_input_tensor_by_name(request, "base64")
+    return tensor is not None and not tensor.as_numpy().flat[0]
+
+
+def _tensors(id: str, stage: str, step: int, steps: int, *, seconds: float, left: float | None) -> list[Any]:
+    return [
+        pb_utils.Tensor("job_id", np.array([[id.encode()]], np.object_)),
+        pb_utils.Tensor("stage", np.array([[stage.encode()]], np.object_)),
+        pb_utils.Tensor("step", np.array([[step]], np.int32)),
+        pb_utils.Tensor("steps", np.array([[steps]], np.int32)),
+        pb_utils.Tensor("seconds", np.array([[seconds]], np.float64)),
+        pb_utils.Tensor("seconds_left", np.array([[-1.0 if left is None else left]], np.float64)),
+    ]
+
+
+def _refusal(message: str) -> Any:
+    """An error response. Through a model's own call Triton hands on the message of an error, not its code."""
+    kind = pb_utils.TritonError
+    message = re.sub(r"^(in ensemble '\w+', )+", "", message)
+    word = message.partition(": ")[0]
+    codes = {"busy": kind.UNAVAILABLE, "overdue": kind.UNAVAILABLE, "cancelled": kind.CANCELLED}
+    code = codes.get(word, kind.INVALID_ARG if re.fullmatch(r"\w+", word) else kind.INTERNAL)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
