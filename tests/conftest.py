@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from painting import write_painting
 from reference import Reference
 from tiny_sd_engine.architectures import write_random
 
@@ -15,6 +16,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "test"
     write_random("test", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def painting_checkpoint(checkpoint: Path) -> Path:
+    """Whose networks denoise and paint as trained ones do."""
+    return write_painting(checkpoint, checkpoint.parent / "painting")
 
 
 @pytest.fixture(scope="session")

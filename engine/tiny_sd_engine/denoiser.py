@@ -139,7 +139,7 @@ class Job:
 
     @property
     def step(self) -> int:
-        """Steps done, of ``task.num_inference_steps``, averaged over the images; a step may take several evaluations."""
+        """Steps done, of ``task.num_inference_steps``, averaged over the images; one may take several evaluations."""
         done = sum(image.evaluation for image in self.images)
         return done * self.task.num_inference_steps // (len(self.schedule) * len(self.images))
 

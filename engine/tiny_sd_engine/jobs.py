@@ -33,18 +33,18 @@ from tiny_sd_engine.settings import SettingError
 log = logging.getLogger(__name__)
 
 LOST_AFTER_S = 10.0
-"""A job that waits longer for a stage that has nothing to do, or that took up a later job so long ago, is lost."""
+"""How long a job may go unseen by its stage, or wait for one that does nothing or takes up later jobs."""
 _ID = re.compile(r"[!-~]{1,128}")
 _MOST_PREVIEW_STEPS = 100
 _BEAT_S = 1.0
-_LOCK_TIMEOUT_S = 10.0
+_LOCK_TIMEOUT_S = 2.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
     stage TEXT NOT NULL,              -- that works on it, or that it waits for
     waits INTEGER NOT NULL DEFAULT 1,
-    seen REAL NOT NULL,               -- when it came to wait, or when the stage last worked on it
+    seen REAL NOT NULL,               -- when it came to wait, or was last worked on
     admitted REAL NOT NULL,
     started REAL,                     -- when denoising began
     step INTEGER NOT NULL DEFAULT 0,
@@ -70,7 +70,7 @@ def job_id(given: str) -> str:
 
 def preview_interval(given: object) -> int:
     """Steps from one preview to the next; 0: none. Raises :class:`InvalidInput`."""
-    if not isinstance(given, int) or not 0 <= given <= _MOST_PREVIEW_STEPS:
+    if type(given) is not int or not 0 <= given <= _MOST_PREVIEW_STEPS:
         allowed = f"an integer from 0 (none) to {_MOST_PREVIEW_STEPS}"
         raise InvalidInput("preview_every", f"got {str(given)[:40]}; allowed: {allowed}")
     return given
@@ -120,6 +120,8 @@ class Board:
         self._lock = threading.RLock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if path.parent.stat().st_uid not in (0, os.geteuid()):
+                raise PermissionError("the folder belongs to another user")
             self._database = sqlite3.connect(path, _LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             # On tmpfs there is nothing to flush: the board does not outlive the machine, and need not.
             self._database.execute("PRAGMA synchronous=OFF")
@@ -132,13 +134,18 @@ class Board:
     def of_this_server(cls, folder: Path) -> Board:
         """The board that all stages of one Triton share: they are children of one process.
 
-        Servers that share ``folder`` have boards of their own. The parent's start time is part of the name, as process
-        ids are used again.
+        Servers that share ``folder`` have boards of their own.
         """
+        # Process ids are used again, so the start is part of the name; and containers that share the folder number
+        # their processes each by itself.
+        space = Path("/proc/self/ns/pid").stat().st_ino
         parent = os.getppid()
-        # proc_pid_stat(5): the 22nd field, counted behind the name, which may hold spaces and brackets.
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
-        return cls(folder / f"{parent}-{started}.sqlite")
+        board = cls(folder / f"{space}-{parent}-{_start(parent)}.sqlite")
+        for left in folder.glob(f"{space}-*.sqlite*"):
+            _, pid, start = left.name.partition(".")[0].split("-")
+            if _start(int(pid)) != start:  # of a server that is gone
+                left.unlink(missing_ok=True)
+        return board
 
     def close(self) -> None:
         """Close this process's view of the board."""
@@ -169,7 +176,7 @@ class Board:
         now, clock = time.monotonic(), time.time()
         stops: dict[str, EngineError] = {}
         newest = 0.0
-        with _faults_logged(), self._transaction() as database:
+        with faults_logged(), self._transaction() as database:
             for id in ids:
                 row = database.execute(
                     "SELECT waits, seen, cancelled, deadline FROM jobs WHERE id = ?", (id,)
@@ -192,14 +199,14 @@ class Board:
     def denoised(self, steps: Mapping[str, int]) -> None:
         """These jobs have got to these steps."""
         now = time.monotonic()
-        with _faults_logged(), self._transaction() as database:
+        with faults_logged(), self._transaction() as database:
             database.executemany(
                 "UPDATE jobs SET seen = ?, step = ? WHERE id = ?", [(now, step, id) for id, step in steps.items()]
             )
 
     def show(self, id: str, preview: Preview) -> None:
         """Put up a preview in place of the job's last one."""
-        with _faults_logged(), self._transaction() as database:
+        with faults_logged(), self._transaction() as database:
             database.execute(
                 "INSERT OR REPLACE INTO previews SELECT id, ?, ? FROM jobs WHERE id = ?",
                 (preview.step, json.dumps(preview.files), id),
@@ -207,7 +214,7 @@ class Board:
 
     def hand_on(self, id: str, stage: Stage) -> None:
         """The job is done here and goes to ``stage``."""
-        with _faults_logged(), self._transaction() as database:
+        with faults_logged(), self._transaction() as database:
             database.execute(
                 "UPDATE jobs SET stage = ?, waits = 1, seen = ?, step = steps WHERE id = ?",
                 (stage, time.monotonic(), id),
@@ -215,7 +222,7 @@ class Board:
 
     def remove(self, ids: Sequence[str]) -> None:
         """These jobs have ended; those that are not on the board are skipped."""
-        with _faults_logged(), self._transaction() as database:
+        with faults_logged(), self._transaction() as database:
             for table in ("jobs", "previews"):
                 database.executemany(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in ids])
 
@@ -244,14 +251,31 @@ class Board:
         return Preview(row[0], tuple(json.loads(row[1]))) if row else None
 
     @contextmanager
-    def at_work(self, stage: Stage) -> Iterator[None]:
-        """While the block runs, ``stage`` counts as busy, however long that takes."""
+    def at_work(self, stage: Stage, ids: Sequence[str]) -> Iterator[None]:
+        """While the block runs, ``stage`` counts as busy and these jobs as worked on, however long that takes."""
+        with self._every_beat(
+            stage, "UPDATE jobs SET seen = ?1 WHERE id IN (SELECT value FROM json_each(?2))", json.dumps(ids)
+        ):
+            yield
+
+    @contextmanager
+    def encoding_texts(self) -> Iterator[None]:
+        """While the block runs, all jobs that wait for denoising may wait for it instead, and none counts as lost."""
+        with self._every_beat(
+            Stage.DENOISING, "UPDATE jobs SET seen = ?1 WHERE waits AND stage = ?2", Stage.DENOISING.value
+        ):
+            yield
+
+    @contextmanager
+    def _every_beat(self, stage: Stage, statement: str, value: str) -> Iterator[None]:
         done = threading.Event()
 
         def beat() -> None:
             while not done.wait(_BEAT_S):
-                with _faults_logged(), self._transaction():
-                    self._beat(stage, time.monotonic(), newest=0.0)
+                with faults_logged(), self._transaction() as database:
+                    now = time.monotonic()
+                    self._beat(stage, now, newest=0.0)
+                    database.execute(statement, (now, value))
 
         pulse = threading.Thread(target=beat, daemon=True)
         pulse.start()
@@ -263,7 +287,7 @@ class Board:
 
     def forget_lost(self) -> None:
         """Drop the jobs that no stage will ever take up."""
-        with _faults_logged(), self._transaction():
+        with faults_logged(), self._transaction():
             self._forget_lost(time.monotonic())
 
     def _forget_lost(self, now: float) -> None:
@@ -271,11 +295,10 @@ class Board:
         # was taken up, or while the stage has had nothing to do for long, will not come.
         self._database.execute(
             """
-            DELETE FROM jobs WHERE seen < :now - :patience AND coalesce(
-                (SELECT active < :now - :patience OR (waits AND jobs.seen < newest - :patience)
-                 FROM stages WHERE stages.stage = jobs.stage), 1)
+            DELETE FROM jobs WHERE seen < :lost AND (NOT waits OR coalesce(
+                (SELECT active < :lost OR jobs.seen < newest - :patience FROM stages WHERE stage = jobs.stage), 1))
             """,
-            {"now": now, "patience": LOST_AFTER_S},
+            {"lost": now - LOST_AFTER_S, "patience": LOST_AFTER_S},
         )
         self._database.execute("DELETE FROM previews WHERE id NOT IN (SELECT id FROM jobs)")
 
@@ -304,19 +327,29 @@ class Board:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # after some faults SQLite has rolled back already
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
 
 @contextmanager
-def _faults_logged() -> Iterator[None]:
+def faults_logged() -> Iterator[None]:
     """A board that cannot be written costs the stages progress and cancellation, not pictures."""
     try:
         yield
     except sqlite3.Error as error:
         log.warning("the job board failed: %s", error)
+
+
+def _start(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None if there is none."""
+    try:
+        # proc_pid_stat(5): the 22nd field, counted behind the name, which may hold spaces and brackets.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
 
 
 def _entry(  # noqa: PLR0917 -- the columns of a row

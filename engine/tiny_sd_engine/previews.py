@@ -29,7 +29,9 @@ class Previewer:
         """A JPEG file of h x w pixels. latents: [channels, h, w] float32 on the CPU."""
         colours = latents.movedim(0, -1) @ self._factors[:-1] + self._factors[-1]
         file = io.BytesIO()
-        Image.fromarray(colours.clamp(0, 255).round().to(torch.uint8).numpy()).save(file, "jpeg", quality=85)
+        Image.fromarray(colours.clamp(0, 255).round().to(torch.uint8).numpy()).save(
+            file, "jpeg", quality=85, subsampling="4:4:4"
+        )
         return file.getvalue()
 
 

@@ -27,6 +27,8 @@ HISTORY = LATENTS_KEPT + PREDICTIONS_KEPT + 1
 NOISE_SLOT = HISTORY - 1
 # The largest error of a table, relative to the largest coefficient: float32 schedulers reach 2e-6.
 _TOLERANCE = 1e-5
+# Where a checkpoint's noise schedule ends without any signal, as diffusers' own schedulers have it.
+_LEAST_ALPHA = 2.0**-24
 
 _DPM_MULTI = ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2})
 _DPM_SINGLE = ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2})
@@ -120,13 +122,15 @@ def _estimates(scheduler: Any, input_scale: torch.Tensor) -> torch.Tensor:
     """
     alphas = scheduler.alphas_cumprod.double().numpy()
     # Timesteps may lie between those of the training; diffusers interpolates the logarithm of sigma as well.
-    log_snr = np.interp(scheduler.timesteps.double().numpy(), np.arange(len(alphas)), np.log(alphas / (1 - alphas)))
-    a = 1 / (1 + np.exp(-log_snr))
-    by_latents, by_prediction = {
-        "epsilon": (1 / np.sqrt(a), -np.sqrt(1 / a - 1)),
-        "v_prediction": (np.sqrt(a), -np.sqrt(1 - a)),
-        "sample": (np.zeros_like(a), np.ones_like(a)),
-    }[scheduler.config.prediction_type]
+    log_sigmas = np.log(1 / np.maximum(alphas, _LEAST_ALPHA) - 1) / 2
+    a = 1 / (1 + np.exp(2 * np.interp(scheduler.timesteps.double().numpy(), np.arange(len(alphas)), log_sigmas)))
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            by_latents, by_prediction = 1 / np.sqrt(a), -np.sqrt(1 / a - 1)
+        case "v_prediction":
+            by_latents, by_prediction = np.sqrt(a), -np.sqrt(1 - a)
+        case _:  # "sample"
+            by_latents, by_prediction = np.zeros_like(a), np.ones_like(a)
     return torch.from_numpy(np.stack([by_latents * input_scale.double().numpy(), by_prediction], axis=1)).float()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
+import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ DTYPES = {
     "img_height": "INT32",
     "base64": "BOOL",
     "image_format": "BYTES",
+    "preview_every": "INT32",
+    "action": "BYTES",
+    "job_id": "BYTES",
 }
 _NUMPY = {
     "BYTES": np.object_,
@@ -86,6 +91,50 @@ def generated(response: requests.Response) -> Answer:
     return Answer(images, listed["seeds"], json.loads(listed["parameters"][0]))
 
 
+def grpc_stream(url: str, *, id: str = "", **parameters: object) -> Iterator[dict[str, Any]]:
+    """Call ``tiny_sd_stream`` by a gRPC stream of its own; yields each event's outputs. Closing it cancels the call."""
+    answers: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
+    with triton_grpc.InferenceServerClient(url) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        inputs = [tensor(triton_grpc, name, value) for name, value in parameters.items()]
+        client.async_stream_infer("tiny_sd_stream", inputs, request_id=id)
+        try:
+            while True:
+                result, error = answers.get(timeout=300)
+                if error:
+                    raise error
+                names = [output.name for output in result.get_response().outputs]
+                event = {name: result.as_numpy(name)[0] for name in names}
+                yield {
+                    name: values if name in ("preview", "image", "seeds") else values.item()
+                    for name, values in event.items()
+                }
+                if "image" in event:
+                    return
+        finally:
+            client.stop_stream(cancel_requests=True)
+
+
+def http_stream(url: str, **parameters: object) -> Iterator[dict[str, Any]]:
+    """Call ``tiny_sd_stream`` by ``generate_stream``; yields each event's JSON. Closing it drops the connection."""
+    path = f"http://{url}/v2/models/tiny_sd_stream/generate_stream"
+    with requests.post(path, json=parameters, stream=True, timeout=300) as response:
+        for line in response.iter_lines():
+            if line:
+                yield json.loads(line.removeprefix(b"data: "))
+
+
+def jobs(url: str, **inputs: str) -> requests.Response:
+    """Call ``jobs`` by HTTP ``generate``; by default for the list of all."""
+    return requests.post(f"http://{url}/v2/models/jobs/generate", json={"action": "list", **inputs}, timeout=60)
+
+
+def job_ids(url: str) -> list[str]:
+    """The ids of the generations in flight."""
+    ids = jobs(url).json()["job_id"]
+    return ids if isinstance(ids, list) else [ids]
+
+
 def metrics(url: str) -> dict[str, float]:
     """The server's metrics, one number for each ``name`` or ``name:model`` (and ``:le`` for histogram buckets)."""
     values: dict[str, float] = {}
@@ -121,3 +170,5 @@ def _http_client(url: str) -> Iterator[Any]:
         yield client
     finally:
         client.close()
+        # After an error the connection is left to the garbage collector, and Triton waits for its end when it stops.
+        gc.collect()

@@ -30,9 +30,22 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="session")
 def batching_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """With the row bound of a GPU, small pictures, and quick eviction."""
-    environment = {**SMALL_SIZES, "TINY_SD_MAX_ROWS": "16", "TINY_SD_EVICT_AFTER_S": "2"}
+    """With the row bound of a GPU, small pictures, quick eviction, and room for more jobs than the U-Net holds."""
+    environment = {
+        **SMALL_SIZES,
+        "TINY_SD_MAX_ROWS": "16",
+        "TINY_SD_EVICT_AFTER_S": "2",
+        "TINY_SD_MAX_IN_FLIGHT": "100",
+    }
     with serve(checkpoint, tmp_path_factory.mktemp("batching") / "log", environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def narrow_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """That takes on four generations at a time."""
+    environment = {**SMALL_SIZES, "TINY_SD_MAX_IN_FLIGHT": "4"}
+    with serve(checkpoint, tmp_path_factory.mktemp("narrow") / "log", environment) as server:
         yield server
 
 

@@ -155,6 +155,8 @@ def direct_unet_request(steps: int) -> list[Any]:
         ("img_height", "INT32", np.array([[256]], np.int32)),
         ("seeds", "INT64", np.array([[1]], np.int64)),
         ("deadline", "FP64", np.array([[0.0]])),
+        ("job_id", "BYTES", np.array([[b""]], np.object_)),
+        ("preview_every", "INT32", np.array([[0]], np.int32)),
     ]
     inputs = []
     for name, dtype, array in arrays:

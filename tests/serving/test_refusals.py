@@ -180,6 +180,8 @@ def test_the_inner_stages_refuse_nonsense_as_well(server: LocalServer) -> None:
             "img_height": (np.array([[512]], np.int32), "INT32"),
             "seeds": (np.array([[1]], np.int64), "INT64"),
             "deadline": (np.array([[0.0]]), "FP64"),
+            "job_id": (np.array([[b""]], np.object_), "BYTES"),
+            "preview_every": (np.array([[0]], np.int32), "INT32"),
             **changed,
         }
         inputs = []

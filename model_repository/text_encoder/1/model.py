@@ -8,7 +8,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from tiny_sd_engine.device import limit_threads, select_device
-from tiny_sd_engine.jobs import Board, Stage
+from tiny_sd_engine.jobs import Board
 from tiny_sd_engine.settings import Settings
 from tiny_sd_engine.text_encoder import TextEncoder
 
@@ -29,8 +29,7 @@ class TritonPythonModel:
         ids = [_windows(request, "ids") for request in requests]
         weights = [_windows(request, "weights") for request in requests]
         try:
-            # As long as texts are encoded, jobs that wait for the U-Net are not lost.
-            with self._board.at_work(Stage.DENOISING):
+            with self._board.encoding_texts():
                 embeddings = self._encoder.embed(torch.cat(ids), torch.cat(weights))
         except Exception as error:  # nothing raises out of execute
             pb_utils.Logger.log_error(f"text_encoder: {error!r}")

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from tiny_sd_client.parameters import Parameters
 from tiny_sd_engine.errors import DuplicateId, EngineError, UnknownJob
-from tiny_sd_engine.jobs import Board, job_id
+from tiny_sd_engine.jobs import Board, faults_logged, job_id
 from tiny_sd_engine.settings import Settings
 
 _LOOK_S = 0.05
@@ -49,18 +49,18 @@ class TritonPythonModel:
     async def _generate(self, request: Any, sender: Any) -> Any:
         """Run the ensemble, telling the caller how far it is. Returns the last response."""
         id = job_id(request.request_id())
-        with suppress(UnknownJob):
+        with faults_logged(), suppress(UnknownJob):
             self._board.find(id)
             raise DuplicateId(id)  # before this stream could take the other job for its own
         start = time.monotonic()
         running = asyncio.ensure_future(_ensemble(request, id).async_exec())
         progress = _Progress(self._board, id, raw=_raw(request))
         while not (await asyncio.wait({running}, timeout=_LOOK_S))[0]:
-            if sender.is_cancelled():
-                with suppress(UnknownJob):  # it may not have got to the board yet, or just left it
+            with faults_logged(), suppress(UnknownJob):  # it may not have got to the board yet, or just left it
+                if sender.is_cancelled():
                     self._board.cancel(id)
-            elif event := progress.event():
-                sender.send(pb_utils.InferenceResponse(event))
+                elif event := progress.event():
+                    sender.send(pb_utils.InferenceResponse(event))
         response = running.result()
         if response.has_error():
             return _refusal(response.error().message())
@@ -82,11 +82,8 @@ class _Progress:
         self._preview_step = 0
 
     def event(self) -> list[Any] | None:
-        """The tensors of the next event, if one is due."""
-        try:
-            entry = self._board.find(self._id)
-        except UnknownJob:
-            return None
+        """The tensors of the next event, if one is due. Raises UnknownJob."""
+        entry = self._board.find(self._id)
         preview = self._board.preview(self._id, self._preview_step)
         silent = time.monotonic() - self._told_at
         if (entry.stage, entry.step) == self._told and not preview and silent < _HEARTBEAT_S:

@@ -111,7 +111,7 @@ def _deadline(request: Any, extras: dict[str, Any]) -> float:
     Triton's ``generate`` leaves the timeout among the parameters.
     """
     timeout = request.timeout() or extras.get("timeout", 0)
-    if not isinstance(timeout, int) or timeout < 0:
+    if type(timeout) is not int or timeout < 0:
         raise InvalidParameter("timeout", f"got {str(timeout)[:40]!r}; allowed: whole microseconds")
     return time.time() + timeout / 1e6 if timeout else 0.0
 

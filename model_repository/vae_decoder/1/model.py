@@ -33,7 +33,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests that are still wanted, and take all of them off the job board."""
         ids = [_array(request, "job_id")[0].decode("utf-8", "replace") for request in requests]
-        with self._board.at_work(Stage.DECODING):
+        with self._board.at_work(Stage.DECODING, ids):
             stops = self._board.take_up(Stage.DECODING, ids)
             wanted = [request for id, request in zip(ids, requests, strict=True) if id not in stops]
             answers = iter(self._decode(wanted) if wanted else [])
