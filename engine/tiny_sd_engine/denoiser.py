@@ -209,6 +209,11 @@ class Denoiser:
                 self._report_jobs()
             return self._jobs[key]
 
+    def jobs(self) -> list[Job]:
+        """All jobs in flight."""
+        with self._lock:
+            return list(self._jobs.values())
+
     def run_to_end(self, jobs: Sequence[Job]) -> None:
         """Denoise until all ``jobs`` have ended."""
         while unfinished := [job for job in jobs if not job.ended]:

@@ -1,7 +1,7 @@
-"""Pixels to JPEG, PNG or WebP files that carry the parameters they were made with, and those parameters back.
+"""Pixels to JPEG, PNG or WebP files that carry the parameters they were made with.
 
 JPEG and WebP carry them as JSON in the EXIF tag UserComment, PNG in a text chunk named ``parameters``; both are where
-the image tools of the field look.
+the image tools of the field look. ``tiny_sd_client.pictures`` reads them back.
 """
 
 from __future__ import annotations
@@ -64,26 +64,6 @@ def image_parameters(parameters: Mapping[str, object], index: int) -> dict[str, 
     return {**parameters, "seed": int(str(parameters["seed"])) + index, "samples": 1}
 
 
-def read_parameters(data: bytes) -> dict[str, object]:
-    """Read back the parameters that ``encode`` wrote into an image, without decoding its pixels.
-
-    Raises InvalidInput, naming ``image``, for data that is no such image or holds no parameters, and for parameters
-    that are too long or no JSON object.
-    """
-    text = _embedded_text(data)
-    if text is None:
-        raise InvalidInput("image", "holds no generation parameters")
-    if len(text) > MAX_PARAMETERS // 2:
-        raise InvalidInput("image", f"holds {len(text)} characters of parameters; at most {MAX_PARAMETERS // 2}")
-    try:
-        parameters = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput("image", "holds generation parameters that are not JSON") from error
-    if not isinstance(parameters, dict):
-        raise InvalidInput("image", "holds generation parameters that are not a JSON object")
-    return parameters
-
-
 def _exif(comment: bytes) -> Image.Exif:
     exif = Image.Exif()
     exif.endian = ">"
@@ -97,17 +77,3 @@ def _png_info(text: str) -> PngInfo:
     info.add_text("Software", SOFTWARE)
     info.add_itxt(_PNG_KEY, text)
     return info
-
-
-def _embedded_text(data: bytes) -> str | None:
-    """Return what stands where ``encode`` writes the parameters, None where nothing does."""
-    try:
-        with Image.open(io.BytesIO(data), formats=[name.upper() for name in _OPTIONS]) as image:
-            if image.format == "PNG":
-                return image.info.get(_PNG_KEY)
-            comment = image.getexif().get_ifd(IFD.Exif).get(Base.UserComment, b"")
-    except Exception as error:  # Pillow's parsers raise whatever a broken file makes them stumble over
-        raise InvalidInput("image", "is not a readable JPEG, PNG or WebP file") from error
-    if not isinstance(comment, bytes) or not comment.startswith(_CHARACTER_CODE):
-        return None
-    return comment.removeprefix(_CHARACTER_CODE).decode(_ENCODING, errors="replace")

@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     seen REAL NOT NULL,               -- when it came to wait, or was last worked on
     admitted REAL NOT NULL,
     started REAL,                     -- when denoising began
+    stepped REAL,                     -- when it got to its step
     step INTEGER NOT NULL DEFAULT 0,
     steps INTEGER NOT NULL,
     deadline REAL NOT NULL,           -- Unix time; 0: none
@@ -141,9 +142,9 @@ class Board:
         space = Path("/proc/self/ns/pid").stat().st_ino
         parent = os.getppid()
         board = cls(folder / f"{space}-{parent}-{_start(parent)}.sqlite")
-        for left in folder.glob(f"{space}-*.sqlite*"):
-            _, pid, start = left.name.partition(".")[0].split("-")
-            if _start(int(pid)) != start:  # of a server that is gone
+        for left in folder.iterdir():
+            name = re.fullmatch(rf"{space}-(\d+)-(\d+)\.sqlite(-journal)?", left.name)
+            if name and _start(int(name[1])) != name[2]:  # of a server that is gone
                 left.unlink(missing_ok=True)
         return board
 
@@ -201,7 +202,10 @@ class Board:
         now = time.monotonic()
         with faults_logged(), self._transaction() as database:
             database.executemany(
-                "UPDATE jobs SET seen = ?, step = ? WHERE id = ?", [(now, step, id) for id, step in steps.items()]
+                """
+                UPDATE jobs SET seen = ?1, stepped = CASE step WHEN ?2 THEN stepped ELSE ?1 END, step = ?2 WHERE id = ?3
+                """,
+                [(now, step, id) for id, step in steps.items()],
             )
 
     def show(self, id: str, preview: Preview) -> None:
@@ -313,7 +317,7 @@ class Board:
 
     def _select(self, which: str, *values: object) -> list[Entry]:
         now = time.monotonic()
-        columns = "id, stage, waits, admitted, started, seen, step, steps, cancelled"
+        columns = "id, stage, waits, admitted, started, stepped, step, steps, cancelled"
         with self._lock:
             rows = self._database.execute(f"SELECT {columns} FROM jobs {which}", values).fetchall()
         return [_entry(*row, now=now) for row in rows]
@@ -347,7 +351,7 @@ def _start(pid: int) -> str | None:
     """When a process started, in clock ticks since boot; None if there is none."""
     try:
         # proc_pid_stat(5): the 22nd field, counted behind the name, which may hold spaces and brackets.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
     except OSError:
         return None
 
@@ -358,7 +362,7 @@ def _entry(  # noqa: PLR0917 -- the columns of a row
     waits: bool,
     admitted: float,
     started: float | None,
-    seen: float,
+    stepped: float | None,
     step: int,
     steps: int,
     cancelled: bool,
@@ -373,6 +377,6 @@ def _entry(  # noqa: PLR0917 -- the columns of a row
     left = None
     if step == steps:
         left = 0.0
-    elif started is not None and step:
-        left = max(0.0, (seen - started) / step * (steps - step) - (now - seen))
+    elif started is not None and stepped is not None:
+        left = max(0.0, (stepped - started) / step * (steps - step) - (now - stepped))
     return Entry(id, shown, step, steps, now - admitted, left)

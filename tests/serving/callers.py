@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gc
 import json
 import queue
 from collections.abc import Iterator
@@ -170,5 +169,3 @@ def _http_client(url: str) -> Iterator[Any]:
         yield client
     finally:
         client.close()
-        # After an error the connection is left to the garbage collector, and Triton waits for its end when it stops.
-        gc.collect()

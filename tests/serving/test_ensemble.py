@@ -12,7 +12,7 @@ from PIL import Image
 from local_server import LocalServer
 from reference import Reference, largest_difference
 from tiny_sd_client.parameters import Parameters, parse
-from tiny_sd_engine.images import read_parameters
+from tiny_sd_client.pictures import read_parameters
 
 LONG_NEGATIVE = (
     "(deformed iris, deformed pupils, semi-realistic, cgi, 3d, render, sketch, cartoon, drawing, anime, mutated hands "

@@ -47,7 +47,8 @@ class TritonPythonModel:
         keys = [request.correlation_id() if self._in_flight else next(self._plain_keys) for request in requests]
         answers = [self._admit(key, request) for key, request in zip(keys, requests, strict=True)]
         jobs = [answer for answer in answers if isinstance(answer, Job)]
-        with self._board.at_work(Stage.DENOISING, [job.task.job_id for job in jobs]):
+        # One that has just been handed back may wait for the next call while this one runs.
+        with self._board.at_work(Stage.DENOISING, [job.task.job_id for job in self._denoiser.jobs()]):
             self._stop_cancelled(jobs)
             if not self._in_flight:
                 self._denoiser.run_to_end(jobs)
