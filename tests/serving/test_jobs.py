@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +342,77 @@ def test_a_full_server_answers_503_over_http(server: LocalServer) -> None:
 
 def in_flight_call(server: LocalServer, prompt: str) -> Answer:
     return grpc(server.grpc_url, **{**LONG, "prompt": prompt}, img_width=512, img_height=512)
+
+
+def leave_unary_by_id(server: LocalServer, id: str, after_s: float, wanted: dict[str, Any]) -> None:
+    with triton.InferenceServerClient(server.grpc_url) as client, ThreadPoolExecutor(1) as pool:
+        inputs = [tensor(triton, name, value) for name, value in wanted.items()]
+        call = pool.submit(client.infer, "tiny_sd", inputs, request_id=id)
+        time.sleep(after_s)
+        jobs(server.http_url, action="cancel", job_id=id)
+        assert call.exception() is None or "cancelled: " in str(call.exception())
+
+
+def leave_unary(server: LocalServer, id: str, after_s: float, wanted: dict[str, Any]) -> None:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        inputs = [tensor(triton, name, value) for name, value in wanted.items()]
+        call = client.async_infer("tiny_sd", inputs, callback=lambda result, error: None, request_id=id)
+        time.sleep(after_s)
+        call.cancel()
+
+
+def leave_stream(server: LocalServer, id: str, after_s: float, wanted: dict[str, Any], transport: str) -> None:
+    stream = streams(server)[transport](id=id, **wanted)
+    end = time.monotonic() + after_s
+    for _ in stream:
+        if time.monotonic() > end:
+            break
+    stream.close()  # type: ignore[attr-defined]
+
+
+WAYS_TO_LEAVE: list[Callable[..., None]] = [
+    leave_unary_by_id,
+    leave_unary,
+    partial(leave_stream, transport="grpc"),
+    partial(leave_stream, transport="http"),
+]
+
+
+def memory(server: LocalServer) -> float:
+    """Of the server and its stubs, without what they share, in MiB."""
+    return sum(process.memory_full_info().uss for process in server.process_tree()) / 2**20
+
+
+def shared_memory(server: LocalServer) -> int:
+    """What the server keeps on tmpfs, in bytes."""
+    files = [file for file in Path("/dev/shm").rglob("*") if file.name.startswith(server.shared_memory_prefix)]
+    return sum(file.stat().st_size for folder in files for file in [folder, *folder.rglob("*")])
+
+
+def test_half_of_300_generations_are_cancelled_and_the_others_do_not_notice(server: LocalServer) -> None:
+    chance = random.Random(4)
+    kinds = [
+        {"prompt": f"kind {i}", "seed": i, "scheduler": scheduler, "samples": 1 + i % 2, **SMALL}
+        for i, scheduler in enumerate(["UniPC", "Euler a", "Heun", "DPM2 Karras", "PNDM", "dpmpp_2m"])
+    ]
+    alone = [grpc(server.grpc_url, **kind).images for kind in kinds]
+
+    def generation(number: int) -> None:
+        kind = number % len(kinds)
+        if number % 2:
+            leave = chance.choice(WAYS_TO_LEAVE)
+            leave(server, f"left-{number}", chance.uniform(0.0, 0.6), {**kinds[kind], "num_inference_steps": 60})
+        else:
+            assert grpc(server.grpc_url, **kinds[kind]).images == alone[kind]
+
+    def generations(numbers: range) -> None:
+        # Fewer at a time than the server takes: those who left without a word keep their place until they are missed.
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(generation, numbers))
+        assert eventually(lambda: idle(server))
+
+    generations(range(100))
+    settled, shared = memory(server), shared_memory(server)
+    generations(range(100, 300))
+    assert shared_memory(server) == shared
+    assert memory(server) < 1.02 * settled

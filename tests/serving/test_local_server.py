@@ -59,7 +59,7 @@ def local(repository: Path, tmp_path: Path) -> Iterator[LocalServer]:
     yield server
     processes = server.process_tree()
     server.stop()
-    assert_nothing_left(processes, server._shared_memory_prefix)
+    assert_nothing_left(processes, server.shared_memory_prefix)
 
 
 def add_model(repository: Path, name: str, initialize: str = "pass") -> None:
@@ -187,7 +187,7 @@ def test_a_server_that_takes_too_long_is_ended_and_says_what_it_was_loading(repo
     seen: list[psutil.Process] = []
     with pytest.raises(NotReady, match=r"not ready after 5 s \(still loading slow\)"):
         local.start(on_line=lambda line: seen.extend(local.process_tree()))
-    assert_nothing_left(seen, local._shared_memory_prefix)
+    assert_nothing_left(seen, local.shared_memory_prefix)
 
 
 def test_a_busy_port_is_found_before_triton_starts(local: LocalServer) -> None:

@@ -63,9 +63,9 @@ class LocalServer:
         self._cache_bytes = cache_bytes
         self._exit_timeout_s = exit_timeout_s
         self._ready_timeout_s = ready_timeout_s
-        # Also the name of every shared memory region of this server, so that none can be left behind.
-        self._shared_memory_prefix = f"tiny_sd_{os.getpid()}_{uuid.uuid4().hex[:8]}_"
-        self._jobs = _SHARED_MEMORY / f"{self._shared_memory_prefix}jobs"
+        # Of the name of everything that this server keeps on tmpfs, so that nothing can be left behind.
+        self.shared_memory_prefix = f"tiny_sd_{os.getpid()}_{uuid.uuid4().hex[:8]}_"
+        self._jobs = _SHARED_MEMORY / f"{self.shared_memory_prefix}jobs"
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
         self._log = LogFile(self.log_path)
@@ -148,7 +148,7 @@ class LocalServer:
             self._process.wait()
         self._process, self._ready = None, False
         shutil.rmtree(self._jobs, ignore_errors=True)
-        for region in _SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
+        for region in _SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"):
             region.unlink(missing_ok=True)
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -176,7 +176,7 @@ class LocalServer:
             f"--grpc-port={self.ports.grpc}",
             f"--metrics-port={self.ports.metrics}",
             f"--cache-config=local,size={self._cache_bytes}",
-            f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
             f"--exit-timeout-secs={self._exit_timeout_s}",
             *([] if has_gpu() else ["--allow-gpu-metrics=false"]),
             *self._extra_args,
