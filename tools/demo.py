@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import tritonclient.grpc as triton
 from rich.console import Console
 
 import serve
 from local_server import LocalServer, ServeError
 from local_server.checkpoint import VARIABLE, choose_checkpoint
 from local_server.install import ROOT
+from tiny_sd_client import Client, TinySDError
 
 PROMPT = "a small red circle on a blue background"
 
@@ -39,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with LocalServer(env={VARIABLE: str(checkpoint)}) as server:
             console.print(f"Triton serves {checkpoint}")
             make_picture(server, options.prompt, options.seed, options.out, console)
-    except (ServeError, OSError, triton.InferenceServerException) as error:
+    except (ServeError, OSError, TinySDError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -47,26 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_picture(server: LocalServer, prompt: str, seed: int, out: Path, console: Console) -> None:
     """Ask the server for one picture over gRPC and write it to `out`."""
-    inputs = [
-        _tensor("prompt", "BYTES", np.array([[prompt.encode()]], np.object_)),
-        _tensor("seed", "INT64", np.array([[seed]], np.int64)),
-        _tensor("base64", "BOOL", np.array([[False]])),
-    ]
-    start = time.perf_counter()
-    with triton.InferenceServerClient(server.grpc_url) as client:
-        answer = client.infer("tiny_sd", inputs)
-    seconds = time.perf_counter() - start
+    with Client(f"grpc://{server.grpc_url}") as client:
+        made = client.generate(prompt, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(answer.as_numpy("image")[0, 0])
-    console.print(f"Picture   {out}  ({seconds:.1f} s)")
-    for name, value in json.loads(answer.as_numpy("parameters")[0, 0]).items():
+    out.write_bytes(made.files[0])
+    console.print(f"Picture   {out}  ({made.timings.total:.1f} s)")
+    for name, value in made.parameters.picture().items():
         console.print(f"  {name:<20} {value}")
-
-
-def _tensor(name: str, dtype: str, array: np.ndarray) -> triton.InferInput:
-    tensor = triton.InferInput(name, array.shape, dtype)
-    tensor.set_data_from_numpy(array)
-    return tensor
 
 
 if __name__ == "__main__":

@@ -377,6 +377,6 @@ def _entry(  # noqa: PLR0917 -- the columns of a row
     left = None
     if step == steps:
         left = 0.0
-    elif started is not None and stepped is not None:
+    elif started is not None and stepped is not None and step:
         left = max(0.0, (stepped - started) / step * (steps - step) - (now - stepped))
     return Entry(id, shown, step, steps, now - admitted, left)
