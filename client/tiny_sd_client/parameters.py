@@ -9,10 +9,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
+
+from tiny_sd_client.errors import TinySDError
 
 MAX_PROMPT_CHARACTERS = 4000
 DOCUMENTED_SIZES = (512, 768, 1024)
@@ -121,36 +123,58 @@ class Parameters(BaseModel):
         return self.model_dump(mode="json", exclude={"base64"})
 
 
-class InvalidParameter(ValueError):
+class Options(TypedDict, total=False):
+    """The documented parameters that may be left out, as keyword arguments of the clients."""
+
+    negative_prompt: str
+    scheduler: Scheduler | str
+    num_inference_steps: int
+    guidance_scale: float
+    samples: int
+    seed: int
+    img_width: int
+    img_height: int
+    base64: bool
+    image_format: ImageFormat | str
+
+
+class InvalidParameter(TinySDError, ValueError):
     """A value outside what is allowed.
 
-    ``parameter`` is its name; the message reads ``<parameter>: got <value>; allowed: <what is allowed>``.
+    ``parameter`` is its name; the message reads ``<parameter>: got <value>; allowed: <what is allowed>``, and
+    ``allowed`` is its last part, or None where the message has none.
     """
 
     def __init__(self, parameter: str, problem: str) -> None:
-        super().__init__(f"{parameter}: {problem}")
+        super().__init__(parameter, problem)
         self.parameter = parameter
+        _, found, allowed = problem.rpartition("; allowed: ")
+        self.allowed = allowed if found else None
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
-def parse(values: Mapping[str, object], sizes: Iterable[int] = DOCUMENTED_SIZES) -> Parameters:
+def parse(values: Mapping[str, object], sizes: Iterable[int] | None = DOCUMENTED_SIZES) -> Parameters:
     """Check ``values`` and fill in the defaults.
 
-    ``sizes`` are the widths and heights in pixels that this server allows. Raises :class:`InvalidParameter` for the
-    first value that is missing, mistyped, out of range or unknown.
+    ``sizes`` are the widths and heights in pixels that this server allows; None leaves that question to the server.
+    Raises :class:`InvalidParameter` for the first value that is missing, mistyped, out of range or unknown.
     """
-    sizes = sorted(sizes)
+    sizes = None if sizes is None else sorted(sizes)
+    possible = range(1, 2**31) if sizes is None else sizes  # what fits the tensor, an INT32, at least
     try:
         parameters = Parameters.model_validate(dict(values))
     except ValidationError as error:
         raise _in_callers_words(error.errors(include_url=False)[0], sizes) from None
     for name in ("img_width", "img_height"):
         given = getattr(parameters, name)
-        if given not in sizes:
+        if given not in possible:
             raise InvalidParameter(name, f"got {_shown(given)}; allowed: {allowed_values(name, sizes)}")
     return parameters
 
 
-def allowed_values(parameter: str, sizes: Iterable[int] = DOCUMENTED_SIZES) -> str:
+def allowed_values(parameter: str, sizes: Iterable[int] | None = DOCUMENTED_SIZES) -> str:
     """What ``parameter`` may be, in words, from its definition; ``sizes`` as for :func:`parse`."""
     field = Parameters.model_fields[parameter]
     schema = Parameters.model_json_schema()["properties"][parameter]
@@ -158,7 +182,8 @@ def allowed_values(parameter: str, sizes: Iterable[int] = DOCUMENTED_SIZES) -> s
         kind = Scheduler if parameter == "scheduler" else ImageFormat
         return ", ".join(member.value for member in kind)
     if "enum" in schema:
-        return ", ".join(map(str, sizes))
+        usual = ", ".join(map(str, DOCUMENTED_SIZES if sizes is None else sizes))
+        return f"an integer that the server offers, usually {usual}" if sizes is None else usual
     if schema["type"] == "string":
         least = "text with a visible character, of at most" if field.is_required() else "text of at most"
         return f"{least} {MAX_PROMPT_CHARACTERS} characters, without control characters"
@@ -168,7 +193,7 @@ def allowed_values(parameter: str, sizes: Iterable[int] = DOCUMENTED_SIZES) -> s
     return f"{noun} from {schema['minimum']} to {schema['maximum']}"
 
 
-def _in_callers_words(error: ErrorDetails, sizes: Iterable[int]) -> InvalidParameter:
+def _in_callers_words(error: ErrorDetails, sizes: Iterable[int] | None) -> InvalidParameter:
     name = str(error["loc"][0])
     if name not in Parameters.model_fields:
         return InvalidParameter(name[:64], f"unknown parameter; allowed: {', '.join(Parameters.model_fields)}")

@@ -15,6 +15,8 @@ from tiny_sd_client.parameters import ImageFormat, Parameters, Scheduler
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 STAGES = ["tokenizer", "text_encoder", "unet", "vae_decoder"]
+NETWORKS = ["text_encoder", "unet", "vae_decoder"]
+"""The stages that compute; all other models only check, count and hand on."""
 TYPES = {
     str: "TYPE_STRING",
     Scheduler: "TYPE_STRING",
@@ -35,6 +37,8 @@ def read(path: Path) -> ModelConfig:
 CONFIGS = {folder.name: read(folder / "config.pbtxt") for folder in sorted(REPOSITORY.iterdir()) if folder.is_dir()}
 ALTERNATIVES = sorted(REPOSITORY.glob("*/configs/*.pbtxt"))
 ENSEMBLE = CONFIGS["tiny_sd"]
+STREAM = CONFIGS["tiny_sd_stream"]
+BOARD = CONFIGS["jobs"]
 
 
 def tensors(declared: Iterable[model_config_pb2.ModelInput | model_config_pb2.ModelOutput]) -> dict[str, Shape]:
@@ -42,8 +46,8 @@ def tensors(declared: Iterable[model_config_pb2.ModelInput | model_config_pb2.Mo
     return {tensor.name: (model_config_pb2.DataType.Name(tensor.data_type), tuple(tensor.dims)) for tensor in declared}
 
 
-def test_every_stage_of_the_design_is_there() -> None:
-    assert {"tiny_sd", *STAGES} <= set(CONFIGS)
+def test_every_model_of_the_design_is_there() -> None:
+    assert set(CONFIGS) == {"tiny_sd", *STAGES, "tiny_sd_stream", "jobs"}
 
 
 @pytest.mark.parametrize("model", CONFIGS)
@@ -69,7 +73,7 @@ def test_the_inputs_are_the_documented_parameters(model: str) -> None:
     assert tensors(CONFIGS[model].input) == documented
 
 
-@pytest.mark.parametrize("model", ["tiny_sd", "tokenizer"])
+@pytest.mark.parametrize("model", ["tiny_sd", "tokenizer", "tiny_sd_stream"])
 def test_what_is_missing_is_left_for_the_tokenizer_to_say(model: str) -> None:
     """Also the prompt, the one parameter without a default: Triton itself would answer with a "deadlock"."""
     assert [name for name, field in Parameters.model_fields.items() if field.is_required()] == ["prompt"]
@@ -81,16 +85,48 @@ def test_no_later_stage_has_an_optional_input(model: str) -> None:
     assert not [tensor.name for tensor in CONFIGS[model].input if tensor.optional]
 
 
-def test_a_generation_answers_with_images_seeds_and_parameters() -> None:
+def test_a_generation_answers_with_images_seeds_parameters_and_its_id() -> None:
     assert tensors(ENSEMBLE.output) == {
         "image": ("TYPE_STRING", (-1,)),
         "seeds": ("TYPE_INT64", (-1,)),
         "parameters": ("TYPE_STRING", (1,)),
+        "job_id": ("TYPE_STRING", (1,)),
     }
 
 
+def test_a_stream_takes_what_a_generation_takes_and_how_often_to_show_it() -> None:
+    assert tensors(STREAM.input) == {**tensors(ENSEMBLE.input), "preview_every": ("TYPE_INT32", (1,))}
+    assert STREAM.model_transaction_policy.decoupled
+
+
+def test_a_stream_ends_with_what_a_generation_answers() -> None:
+    assert tensors(ENSEMBLE.output).items() <= tensors(STREAM.output).items()
+
+
+def test_progress_looks_the_same_on_a_stream_and_on_the_board() -> None:
+    progress = {
+        "job_id": "TYPE_STRING",
+        "stage": "TYPE_STRING",
+        "step": "TYPE_INT32",
+        "steps": "TYPE_INT32",
+        "seconds": "TYPE_FP64",
+        "seconds_left": "TYPE_FP64",
+    }
+    pictures = {"preview": ("TYPE_STRING", (-1,)), "image": ("TYPE_STRING", (-1,)), "seeds": ("TYPE_INT64", (-1,))}
+    own_stream = {name: (kind, (1,)) for name, kind in progress.items()}
+    assert tensors(STREAM.output) == {**own_stream, **pictures, "parameters": ("TYPE_STRING", (1,))}
+    own_board = {name: (kind, (-1,)) for name, kind in progress.items()}
+    assert tensors(BOARD.output) == {**own_board, "max_in_flight": ("TYPE_INT32", (1,))}
+
+
+def test_the_board_is_asked_for_something_and_for_one_job_by_its_id() -> None:
+    assert tensors(BOARD.input) == {"action": ("TYPE_STRING", (1,)), "job_id": ("TYPE_STRING", (1,))}
+    # Triton refuses a request without any input, so one must be there always.
+    assert {tensor.name: tensor.optional for tensor in BOARD.input} == {"action": False, "job_id": True}
+
+
 def test_a_generation_is_a_batch_of_its_own() -> None:
-    assert ENSEMBLE.max_batch_size == 1
+    assert ENSEMBLE.max_batch_size == STREAM.max_batch_size == 1
     for model in STAGES:
         assert CONFIGS[model].max_batch_size > 1, f"{model} could never batch"
 
@@ -164,11 +200,18 @@ def test_embeddings_and_nothing_else_come_from_the_response_cache() -> None:
     assert [model for model, config in CONFIGS.items() if config.response_cache.enable] == ["text_encoder"]
 
 
-@pytest.mark.parametrize("model", STAGES)
-def test_every_stage_runs_wherever_triton_finds_a_device(model: str) -> None:
+@pytest.mark.parametrize("model", [model for model in CONFIGS if model != "tiny_sd"])
+def test_a_model_runs_wherever_triton_finds_a_device_if_it_has_use_for_one(model: str) -> None:
+    """Of all others there is one instance for the whole server, however many devices it has."""
     config = CONFIGS[model]
+    kind = ModelInstanceGroup.KIND_AUTO if model in NETWORKS else ModelInstanceGroup.KIND_CPU
     assert config.backend == "python"
-    assert [group.kind for group in config.instance_group] == [ModelInstanceGroup.KIND_AUTO]
+    assert [(group.kind, group.count) for group in config.instance_group] == [(kind, 0)]
+
+
+def test_every_stage_that_works_on_a_job_knows_which_it_is() -> None:
+    for model in ("unet", "vae_decoder"):
+        assert tensors(CONFIGS[model].input)["job_id"] == ("TYPE_STRING", (1,))
 
 
 @pytest.mark.parametrize("path", ALTERNATIVES, ids=lambda path: f"{path.parts[-3]}-{path.stem}")

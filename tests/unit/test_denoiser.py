@@ -21,7 +21,7 @@ from reference import largest_difference
 from tiny_sd_client.parameters import Parameters, Scheduler, parse
 from tiny_sd_engine.denoiser import MAX_STEPS, Denoiser, Image, Job, Task
 from tiny_sd_engine.device import Device, select_device
-from tiny_sd_engine.errors import EngineError, InvalidInput, Overdue
+from tiny_sd_engine.errors import Cancelled, EngineError, InvalidInput, Overdue
 from tiny_sd_engine.pipeline import Pipeline
 
 HIDDEN = 48
@@ -37,6 +37,7 @@ class Recorder:
     jobs: list[int] = field(default_factory=list)
     evicted: int = 0
     overdue: int = 0
+    cancelled: int = 0
 
     def unet_call(self, rows: int, images: int) -> None:
         self.calls.append((rows, images))
@@ -52,6 +53,9 @@ class Recorder:
 
     def job_overdue(self) -> None:
         self.overdue += 1
+
+    def job_cancelled(self) -> None:
+        self.cancelled += 1
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +197,7 @@ def test_an_evicted_job_that_is_asked_for_again_gives_the_same_result(loaded: De
     task = a_task(scheduler="Euler a", num_inference_steps=5, seeds=[5, 6])
     (job,) = admit(denoiser, task)
     denoiser.run([job], 0.0)
-    assert denoiser.evict(older_than_s=-1) == 1
+    assert denoiser.evict(older_than_s=-1) == [job]
     (again,) = admit(denoiser, task)
     assert again is not job
     assert progress(again) == [0, 0]
@@ -407,6 +411,34 @@ def test_a_job_that_is_finished_is_never_overdue(denoiser: Denoiser, monkeypatch
     assert recorder(denoiser).overdue == 0
 
 
+def test_a_job_that_was_stopped_costs_no_further_call_and_its_neighbour_goes_on(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spy_on_calls(denoiser, monkeypatch)
+    stopped, neighbour = admit(denoiser, a_task(), a_task(num_inference_steps=4, seeds=[9]))
+    denoiser.run([stopped, neighbour], 0.0)
+    reason = Cancelled()
+    denoiser.stop(stopped, reason)
+    assert stopped.error is reason
+    assert stopped.ended
+    assert not stopped.finished
+    denoiser.run([stopped, neighbour], math.inf)
+    assert len(calls) == 1, "an ended job is handed back before the next call"
+    denoiser.run_to_end([stopped, neighbour])
+    assert [image.job for call in calls[1:] for image in call] == [neighbour] * 3
+    assert neighbour.finished
+    assert neighbour.error is None
+
+
+def test_the_observer_is_told_once_why_a_job_was_stopped(denoiser: Denoiser) -> None:
+    cancelled, overdue = admit(denoiser, a_task(), a_task(deadline=time.time() - 1))
+    denoiser.stop(cancelled, Cancelled())
+    denoiser.stop(overdue, Overdue())
+    denoiser.run([cancelled, overdue], math.inf)
+    assert (recorder(denoiser).cancelled, recorder(denoiser).overdue) == (1, 1)
+    assert recorder(denoiser).calls == []
+
+
 def failing_at(rows: int, unet: Callable[..., Any]) -> Callable[..., Any]:
     def call(sample: torch.Tensor, *more: Any, **named: Any) -> Any:
         if len(sample) == rows:
@@ -456,8 +488,8 @@ def test_only_jobs_that_nobody_has_run_for_long_are_evicted(
     monkeypatch.setattr(time, "monotonic", lambda: now + 100)
     for _ in range(3):
         denoiser.run([seen], 0.0)
-    assert denoiser.evict(older_than_s=200) == 0
-    assert denoiser.evict(older_than_s=50) == 1
+    assert denoiser.evict(older_than_s=200) == []
+    assert denoiser.evict(older_than_s=50) == [unseen]
     assert recorder(denoiser).evicted == 1
     assert recorder(denoiser).jobs[-1] == 1
     assert denoiser.job(0, a_task) is seen
@@ -488,12 +520,12 @@ def test_a_job_that_waits_for_a_slow_run_of_others_is_not_evicted(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
-    seen, _waiting = admit(denoiser, a_task(), a_task())
+    seen, waiting = admit(denoiser, a_task(), a_task())
     monkeypatch.setattr(time, "monotonic", lambda: now + 100)
     denoiser.run([seen], 0.0)
-    assert denoiser.evict(older_than_s=50) == 0
+    assert denoiser.evict(older_than_s=50) == []
     monkeypatch.setattr(time, "monotonic", lambda: now + 151)
-    assert denoiser.evict(older_than_s=50) == 2
+    assert denoiser.evict(older_than_s=50) == [seen, waiting]
 
 
 def test_a_run_that_takes_longer_than_the_patience_evicts_none_of_its_jobs(
@@ -503,7 +535,7 @@ def test_a_run_that_takes_longer_than_the_patience_evicts_none_of_its_jobs(
     (job,) = admit(denoiser, a_task(num_inference_steps=2))
     monkeypatch.setattr(time, "monotonic", lambda: now + 100)
     denoiser.run([job], math.inf)
-    assert denoiser.evict(older_than_s=50) == 0
+    assert denoiser.evict(older_than_s=50) == []
 
 
 def test_jobs_may_be_evicted_and_removed_from_other_threads_while_they_run(loaded: Denoiser) -> None:
@@ -546,6 +578,49 @@ def test_jobs_may_be_evicted_and_removed_from_other_threads_while_they_run(loade
     assert {name for name, _ in disturbed} == {"first", "second"}
     assert denoiser._jobs == {}
     assert recorder(denoiser).jobs[-1] == 0
+
+
+# How far a job is
+
+
+@pytest.mark.parametrize("samples", [1, 3, 4])
+@pytest.mark.parametrize("scheduler", [scheduler.value for scheduler in Scheduler])
+def test_steps_never_fall_and_end_at_what_was_asked_for(loaded: Denoiser, scheduler: str, samples: int) -> None:
+    task = a_task(scheduler=scheduler, num_inference_steps=20, seeds=list(range(samples)), width=32, height=32)
+    (job,) = admit(sharing(loaded, 1), task)
+    steps = [job.step]
+    source = random.Random(samples)
+    while not job.finished:
+        image = source.choice([image for image in job.images if not image.finished])
+        image.book(torch.zeros_like(image.latents))
+        steps.append(job.step)
+        assert job.finished == (job.step == 20)
+    assert steps[0] == 0
+    assert sorted(set(steps)) == list(range(21)), "each step is seen"
+    assert steps == sorted(steps)
+
+
+def test_a_job_whose_images_take_turns_is_as_far_as_they_are_on_average(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 2)
+    (job,) = admit(denoiser, a_task(num_inference_steps=20, seeds=[1, 2]))
+    seen = []
+    for _ in range(5):
+        denoiser.run([job], 0.0)
+        seen.append((progress(job), job.step))
+    assert seen == [([1, 0], 0), ([1, 1], 1), ([2, 1], 1), ([2, 2], 2), ([3, 2], 2)]
+
+
+def test_estimates_are_float32_on_the_cpu_in_the_order_of_the_seeds_and_end_as_the_latents(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 2)
+    (job,) = admit(denoiser, a_task(seeds=[1, 2, 3], num_inference_steps=4, width=64, height=96))
+    while not job.finished:
+        denoiser.run([job], 0.0)
+        estimate = job.estimate()
+        assert estimate.shape == (3, 4, 6, 4)
+        assert (estimate.dtype, estimate.device.type) == (torch.float32, "cpu")
+        for own, image in zip(estimate, job.images, strict=True):
+            assert torch.equal(own, image.estimate())
+    assert torch.equal(job.estimate(), job.latents())
 
 
 # What is refused

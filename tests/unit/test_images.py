@@ -1,12 +1,9 @@
-"""Images that carry the parameters they were made with."""
+"""Images that are written with the parameters they were made with. Reading those back: test_pictures.py."""
 
 from __future__ import annotations
 
 import io
 import json
-import struct
-import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
@@ -15,10 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ExifTags import IFD, Base
-from PIL.PngImagePlugin import PngInfo
 
+from tiny_sd_client import pictures
+from tiny_sd_client.pictures import read_parameters
 from tiny_sd_engine.errors import InvalidInput
-from tiny_sd_engine.images import MAX_PARAMETERS, encode, read_parameters
+from tiny_sd_engine.images import MAX_PARAMETERS, encode
 
 FORMATS = ["jpeg", "png", "webp"]
 PARAMETERS: dict[str, object] = {
@@ -35,16 +33,6 @@ def pixels() -> NDArray[np.uint8]:
     """A colourful 64 x 48 image without hard edges."""
     y, x = np.mgrid[0:48, 0:64]
     return np.stack([x * 4, y * 5, 255 - x - y], axis=-1).astype(np.uint8)
-
-
-def png_with(info: PngInfo) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "png", pnginfo=info)
-    return file.getvalue()
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -107,6 +95,7 @@ def test_two_prompts_of_4000_characters_fit(pixels: NDArray[np.uint8], image_for
 def test_the_most_parameters_fit_and_one_more_character_is_refused(
     pixels: NDArray[np.uint8], image_format: str
 ) -> None:
+    assert MAX_PARAMETERS == pictures.MAX_PARAMETERS, "what may be written must be readable"
     most = MAX_PARAMETERS // 2 - len('{"prompt": ""}')
     assert read_parameters(encode(pixels, image_format, {"prompt": "x" * most})) == {"prompt": "x" * most}
     with pytest.raises(InvalidInput, match=r"^parameters: are 65002 bytes long in UTF-16; at most 65000$"):
@@ -116,86 +105,3 @@ def test_the_most_parameters_fit_and_one_more_character_is_refused(
 def test_another_format_is_refused(pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(InvalidInput, match=r"^image_format: is 'gif'; must be one of jpeg, png, webp$"):
         encode(pixels, "gif", {})
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"not an image", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(99)]
-)
-def test_data_that_is_no_image_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidInput, match=r"^image: is not a readable JPEG, PNG or WebP file$"):
-        read_parameters(data)
-
-
-@pytest.mark.parametrize("image_format", FORMATS)
-def test_an_image_of_someone_else_holds_no_parameters(image_format: str) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, image_format)
-    with pytest.raises(InvalidInput, match=r"^image: holds no generation parameters$"):
-        read_parameters(file.getvalue())
-
-
-def test_a_comment_in_another_character_code_is_not_taken_for_parameters() -> None:
-    exif = Image.Exif()
-    exif.get_ifd(IFD.Exif)[Base.UserComment] = b"ASCII\0\0\0{}"
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "jpeg", exif=exif)
-    with pytest.raises(InvalidInput, match="holds no generation parameters"):
-        read_parameters(file.getvalue())
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("a cat\nSteps: 20", "are not JSON"),
-        ('{"prompt": ', "are not JSON"),
-        ("[" * 30_000, "are not JSON"),
-        ('{"seed": ' + "9" * 5000 + "}", "are not JSON"),
-        ('["prompt"]', "are not a JSON object"),
-        ('"' + "x" * MAX_PARAMETERS + '"', "at most 32500"),
-    ],
-)
-def test_text_that_is_no_parameters_is_refused(text: str, problem: str) -> None:
-    info = PngInfo()
-    info.add_itxt("parameters", text)
-    with pytest.raises(InvalidInput, match=rf"^image: holds .*{problem}$"):
-        read_parameters(png_with(info))
-
-
-def test_compressed_text_is_not_inflated_without_bound() -> None:
-    info = PngInfo()
-    info.add_itxt("parameters", "x" * 50_000_000, zip=True)
-    data = png_with(info)
-    tracemalloc.start()
-    try:
-        with pytest.raises(InvalidInput, match="image"):
-            read_parameters(data)
-        assert tracemalloc.get_traced_memory()[1] < 10_000_000
-    finally:
-        tracemalloc.stop()
-
-
-def test_pixels_are_not_decoded() -> None:
-    text = b"parameters\0\0\0\0\0" + json.dumps(PARAMETERS).encode()
-    header = struct.pack(">IIBBBBB", 8000, 8000, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"iTXt", text), (b"IDAT", b"no pixels here"), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
-    assert read_parameters(data) == PARAMETERS
-
-
-@settings(max_examples=300)
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
-@given(
-    image_format=st.sampled_from(FORMATS),
-    edits=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), min_size=1, max_size=8),
-    cut=st.integers(0, 900),
-)
-def test_broken_files_give_parameters_or_invalid_input(
-    image_format: str, edits: list[tuple[int, int]], cut: int
-) -> None:
-    data = bytearray(encode(np.zeros((8, 8, 3), np.uint8), image_format, PARAMETERS))
-    for position, value in edits:
-        data[position % len(data)] = value
-    try:
-        assert isinstance(read_parameters(bytes(data[: len(data) - cut % len(data)])), dict)
-    except InvalidInput as error:
-        assert error.parameter == "image"

@@ -241,6 +241,24 @@ def test_a_refused_size_names_what_this_server_allows(given: object) -> None:
     assert str(caught.value) == f"img_height: got {given!r}; allowed: 256, 640"
 
 
+def test_sizes_may_be_left_to_the_server() -> None:
+    parameters = parse({"prompt": "a cat", "img_width": 640, "img_height": 2**31 - 1}, sizes=None)
+    assert (parameters.img_width, parameters.img_height) == (640, 2**31 - 1)
+    for size in (0, -512, 2**31, "512", 512.0, None):
+        with pytest.raises(InvalidParameter) as caught:
+            parse({"prompt": "a cat", "img_width": size}, sizes=None)
+        assert str(caught.value) == (
+            f"img_width: got {size!r}; allowed: an integer that the server offers, usually 512, 768, 1024"
+        )
+
+
+def test_a_refusal_says_what_is_allowed_apart_from_its_message() -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        parse({"prompt": "a cat", "scheduler": "; allowed: all"})
+    assert caught.value.allowed == ", ".join(SCHEDULERS)
+    assert InvalidParameter("sequence_id", "not allowed").allowed is None
+
+
 def test_a_missing_seed_is_drawn_and_stays_below_two_to_the_32() -> None:
     unseeded = parse({"prompt": "a cat"})
     drawn = [unseeded.resolved().seed for _ in range(200)]

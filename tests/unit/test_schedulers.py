@@ -6,7 +6,8 @@ import copy
 import inspect
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from reference import REFERENCE_SCHEDULERS
 from tiny_sd_client.parameters import Scheduler
 from tiny_sd_engine.architectures import SCHEDULER
+from tiny_sd_engine.denoiser import Image, Job
 from tiny_sd_engine.errors import InvalidInput
 from tiny_sd_engine.schedulers import (
     HISTORY,
@@ -168,3 +170,97 @@ def test_compiling_leaves_the_configuration_and_the_generators_alone() -> None:
     compile_schedule("Euler a", 20, config)
     assert torch.equal(torch.rand(1), expected)
     assert config == SCHEDULER
+
+
+# What the picture looks like on the way: the estimate of the clean latents
+
+
+def diffusers_estimate(scheduler: Any, stepped: Any) -> torch.Tensor:
+    """What a scheduler of diffusers took the clean latents to be in the step that it has just made."""
+    estimate: torch.Tensor | None = getattr(stepped, "pred_original_sample", None)
+    return scheduler.model_outputs[-1] if estimate is None else estimate
+
+
+@pytest.mark.parametrize("steps", [2, 20])
+@pytest.mark.parametrize(("name", "prediction_type"), [case for case in CASES if case[0] != "PNDM"])
+def test_the_clean_latents_are_estimated_as_diffusers_does_it(name: str, prediction_type: str, steps: int) -> None:
+    """PNDM's scheduler makes no estimate."""
+    schedule = compiled(name, steps, prediction_type)
+    scheduler = copy.deepcopy(prepared(name, steps, prediction_type))
+    # Both DPM2 tell the U-Net whole timesteps, and reckon with noise levels in between.
+    tolerance = 1e-2 if name.startswith("DPM2") else 1e-4
+    latents = torch.randn(SHAPE, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    latents *= scheduler.init_noise_sigma
+    for evaluation, timestep in enumerate(scheduler.timesteps):
+        told = prediction(evaluation)
+        scheduler.scale_model_input(latents, timestep)
+        stepped = scheduler.step(told, timestep, latents)
+        theirs = diffusers_estimate(scheduler, stepped)
+        by_latents, by_prediction = schedule.estimates[evaluation].double()
+        ours = by_latents * latents + by_prediction * told
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max(), evaluation
+        latents = stepped.prev_sample
+
+
+CLEAN = torch.randn(SHAPE[1:], generator=torch.Generator().manual_seed(1))
+"""The latents of a picture."""
+
+
+def starting(schedule: Schedule) -> Image:
+    """An image that has not been to the U-Net yet."""
+    job = cast(Job, SimpleNamespace(schedule=schedule, coefficients=schedule.coefficients))
+    return Image(job, 5, CLEAN.shape, torch.device("cpu"))
+
+
+def levels(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the picture and of the noise at the timestep that the U-Net is told; those in between go by log sigma."""
+    alphas = prepared("DDIM", 2, "epsilon").alphas_cumprod.double()
+    timestep = image.job.schedule.timesteps[image.evaluation].double()
+    sigmas = ((1 - alphas) / alphas).sqrt().log()
+    sigma = torch.lerp(sigmas[int(timestep.floor())], sigmas[int(timestep.ceil())], timestep % 1).exp()
+    return 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+
+
+def noise_in(image: Image) -> torch.Tensor:
+    """What the latents hold beside the picture, of variance 1."""
+    signal, sigma = levels(image)
+    seen = image.latents.double() * image.job.schedule.input_scale[image.evaluation]
+    return (seen - signal * CLEAN) / sigma
+
+
+@pytest.mark.parametrize(("name", "prediction_type"), CASES)
+def test_where_the_unet_sees_just_the_noise_every_estimate_is_the_picture(name: str, prediction_type: str) -> None:
+    image = starting(compiled(name, 20, prediction_type))
+    while not image.finished:
+        noise, (signal, sigma) = noise_in(image), levels(image)
+        told = {"epsilon": noise, "sample": CLEAN, "v_prediction": signal * noise - sigma * CLEAN}[prediction_type]
+        image.book(told.float())
+        if not image.finished:
+            assert torch.allclose(image.estimate(), CLEAN, atol=1e-4), image.evaluation
+    assert torch.equal(image.estimate(), image.latents)
+
+
+@pytest.mark.parametrize("name", sorted(set(REFERENCE_SCHEDULERS) - {"DDPM", "Euler a", "DPM2 a Karras"}))
+def test_where_the_unet_always_names_the_first_noise_every_estimate_is_the_picture(name: str) -> None:
+    """So the noise levels of the estimates are those that the scheduler itself goes by."""
+    # Spaced otherwise, DDIM and PNDM do not step to the noise level of the next timestep.
+    image = starting(compile_schedule(name, 20, {**SCHEDULER, "timestep_spacing": "leading"}))
+    first = noise_in(image).float()
+    tolerance = 3e-2 if name.startswith("DPM2") else 1e-4
+    while not image.finished:
+        image.book(first)
+        if not image.finished:
+            assert torch.allclose(image.estimate(), CLEAN, atol=tolerance), image.evaluation
+    # What noise is left at the last timestep, if any, is little.
+    assert torch.allclose(image.latents, CLEAN, atol=0.2)
+
+
+def test_the_last_estimates_are_near_the_final_latents_whatever_the_unet_says() -> None:
+    image = starting(compiled("UniPC", 50, "epsilon"))
+    estimates = []
+    while not image.finished:
+        image.book(prediction(image.evaluation % 3)[0].float())
+        estimates.append(image.estimate().clone())
+    away = [float((estimate - image.latents).abs().mean()) for estimate in estimates]
+    assert away[-1] == 0
+    assert max(away[-5:]) < min(away[:5]) / 3

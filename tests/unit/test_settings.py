@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -17,6 +18,8 @@ OPTIONAL = [
     "TINY_SD_MAX_ROWS",
     "TINY_SD_EVICT_AFTER_S",
     "TINY_SD_THREADS",
+    "TINY_SD_MAX_IN_FLIGHT",
+    "TINY_SD_JOBS_DIR",
 ]
 DEFAULTS = Settings(
     checkpoint=Path("/models/tiny"),
@@ -26,6 +29,8 @@ DEFAULTS = Settings(
     max_rows=None,
     evict_after_s=30.0,
     threads=None,
+    max_in_flight=32,
+    jobs_dir=Path(f"/dev/shm/tiny-sd-jobs-{os.getuid()}"),
 )
 
 
@@ -66,9 +71,11 @@ def test_every_variable_is_read() -> None:
         TINY_SD_MAX_ROWS="8",
         TINY_SD_EVICT_AFTER_S="1",
         TINY_SD_THREADS="1",
+        TINY_SD_MAX_IN_FLIGHT="5",
+        TINY_SD_JOBS_DIR="/run/jobs",
         TINY_SD_SOMETHING_ELSE="ignored",
     )
-    assert settings == Settings(Path("/models/tiny"), "bf16", (256, 512, 768), 2.5, 8, 1.0, 1)
+    assert settings == Settings(Path("/models/tiny"), "bf16", (256, 512, 768), 2.5, 8, 1.0, 1, 5, Path("/run/jobs"))
 
 
 def test_the_process_environment_is_read_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +95,7 @@ def test_an_unknown_precision_is_refused_with_all_that_are_known(value: str) -> 
     assert complaint(TINY_SD_PRECISION=value) == f"got {value!r}; allowed: auto, fp32, bf16, fp16"
 
 
-@pytest.mark.parametrize("name", ["TINY_SD_MAX_ROWS", "TINY_SD_THREADS"])
+@pytest.mark.parametrize("name", ["TINY_SD_MAX_ROWS", "TINY_SD_THREADS", "TINY_SD_MAX_IN_FLIGHT"])
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "two", "1e3", " 4", "²", "٣"])
 def test_a_count_is_a_whole_number_of_at_least_one(name: str, value: str) -> None:
     assert complaint(**{name: value}) == f"got {value!r}; allowed: a whole number of at least 1"

@@ -1,0 +1,352 @@
+"""The blocking client: the asyncio one behind threads, Ctrl-C, iterators and jobs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_server import FOREVER, FakeServer, event
+
+from tiny_sd_client import (
+    Cancelled,
+    Client,
+    Generation,
+    InvalidParameter,
+    JobStatus,
+    Progress,
+    ServerFault,
+    Stage,
+    UnknownJob,
+    _async_client,
+)
+
+CLIENT = Path(__file__).parents[2] / "client"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    server = FakeServer()
+    monkeypatch.setattr(_async_client, "connect", lambda address: server)
+    return server
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client() as client:
+        yield client
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[float], None]]:
+    """Press Ctrl-C some seconds from now."""
+    timers = []
+
+    def press_after(seconds: float) -> None:
+        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)))
+        timers[-1].start()
+
+    yield press_after
+    for timer in timers:
+        timer.join()
+
+
+def threads() -> int:
+    return sum(thread.name == "tiny-sd-client" for thread in threading.enumerate())
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_pictures_come_back_and_arguments_go_through(client: Client, server: FakeServer) -> None:
+    generation = client.generate("a cat", seed=3, samples=2, timeout=9, job_id="mine")
+    assert generation.seeds == (3, 4)
+    assert (server.asked[0].request_id, round(server.asked[0].timeout or 0)) == ("mine", 9)
+
+
+def test_errors_come_back_as_they_are(client: Client, server: FakeServer) -> None:
+    server.attempts = [[ServerFault("the denoiser failed")]]
+    with pytest.raises(ServerFault, match="the denoiser failed"):
+        client.generate("a cat")
+    with pytest.raises(InvalidParameter):
+        client.generate("a cat", samples=9)
+    for make in (client.stream, client.submit):
+        with pytest.raises(InvalidParameter):
+            make("a cat", preview_every=-1)
+
+
+def test_a_stream_is_an_iterator(client: Client, server: FakeServer) -> None:
+    server.attempts = [[event("queued"), event(step=4), "pictures"]]
+    *told, last = client.stream("a cat", preview_every=4)
+    assert [each.step for each in told if isinstance(each, Progress)] == [0, 4, 20]
+    assert isinstance(last, Generation)
+    assert server.asked[0].inputs["preview_every"] == 4
+
+
+def test_many_are_an_iterator(client: Client, server: FakeServer) -> None:
+    server.slow = {"a": 0.05}
+    made = client.generate_many(["a", {"prompt": "b", "seed": 9}, "c"], concurrency=2, seed=1)
+    assert [(each.parameters.prompt, each.seeds) for each in made] == [("a", (1,)), ("b", (9,)), ("c", (1,))]
+    assert server.most_in_flight == 2
+
+
+@pytest.mark.parametrize("leave", ["break", "close", "error", "forget"])
+def test_leaving_a_stream_early_breaks_it_off_at_once(leave: str, client: Client, server: FakeServer) -> None:
+    server.attempts = [[event(), FOREVER]]
+    if leave == "break":
+        for _ in client.stream("a cat"):
+            break
+    elif leave == "close":
+        with closing(client.stream("a cat")) as events:
+            next(events)
+    elif leave == "error":
+        with pytest.raises(ZeroDivisionError):
+            for _ in client.stream("a cat"):
+                raise ZeroDivisionError
+    else:
+        events = client.stream("a cat")
+        next(events)
+        del events
+    assert server.broken_off == ["a cat"]
+
+
+def test_leaving_many_early_cancels_the_rest(client: Client, server: FakeServer) -> None:
+    server.slow = dict.fromkeys("bcdef", 5.0)
+    with closing(client.generate_many("abcdef", concurrency=3)) as generations:
+        next(generations)
+    assert server.in_flight == 0
+    assert sorted(server.broken_off) == ["b", "c"]
+
+
+def test_a_job_runs_in_the_background(client: Client, server: FakeServer) -> None:
+    server.attempts = [[event(step=3), 0.1, "pictures"]]
+    job = client.submit("a cat", job_id="mine")
+    assert job.id == "mine"
+    wait_until(lambda: job.progress() is not None)
+    assert not job.done()
+    with pytest.raises(TimeoutError, match=r"job mine is not done after 0\.01 s; it goes on"):
+        job.result(timeout=0.01)
+    assert job.result(timeout=5).files
+    assert job.done()
+    assert job.progress().stage is Stage.DONE  # type: ignore[union-attr]
+
+
+def test_a_job_can_be_cancelled(client: Client, server: FakeServer) -> None:
+    server.attempts = [[event(), FOREVER]]
+    job = client.submit("a cat")
+    wait_until(lambda: job.progress() is not None)
+    job.cancel()
+    assert (job.done(), server.broken_off) == (True, ["a cat"])
+    with pytest.raises(Cancelled):
+        job.result()
+    job.cancel()
+
+
+def test_a_job_outlives_the_name_of_its_client(server: FakeServer) -> None:
+    server.attempts = [[0.05, "pictures"]]
+    assert Client().submit("a cat").result().files
+    server.attempts = [[event(), 0.05, "pictures"]]
+    assert isinstance(list(Client().stream("a cat"))[-1], Generation)
+
+
+def test_the_board_can_be_asked(client: Client, server: FakeServer) -> None:
+    server.answer = event(step=3, max_in_flight=[32])
+    status = JobStatus("a-job", Stage.DENOISING, 3, 20, pytest.approx(0.3), None)  # type: ignore[arg-type]
+    assert client.jobs() == [status]
+    assert client.job("a-job") == status
+    assert client.status().jobs == (status,)
+    client.cancel("a-job")
+    assert server.calls[-1] == ("jobs", {"action": "cancel", "job_id": "a-job"})
+    server.answer = UnknownJob("gone")
+    with pytest.raises(UnknownJob):
+        client.cancel("a-job")
+
+
+def test_one_client_serves_many_threads(client: Client, server: FakeServer) -> None:
+    server.slow = {f"picture {i}": 0.01 * (i % 3) for i in range(60)}
+    with ThreadPoolExecutor(20) as pool:
+        made = list(pool.map(client.generate, server.slow))
+    assert [each.parameters.prompt for each in made] == list(server.slow)
+    assert server.most_in_flight > 5
+
+
+# --- Ctrl-C
+
+
+def test_ctrl_c_breaks_a_generation_off(client: Client, server: FakeServer, interrupt: Callable[[float], None]) -> None:
+    server.attempts = [[event(), FOREVER]]
+    interrupt(0.1)
+    with pytest.raises(KeyboardInterrupt):
+        client.generate("a cat")
+    assert server.broken_off == ["a cat"], "it is gone when the interrupt goes on"
+    assert client.generate("another").files
+
+
+def test_ctrl_c_breaks_a_stream_and_many_off(
+    client: Client, server: FakeServer, interrupt: Callable[[float], None]
+) -> None:
+    server.attempts = [[event(), FOREVER]]
+    interrupt(0.1)
+    with pytest.raises(KeyboardInterrupt):
+        list(client.stream("a cat"))
+    assert server.broken_off == ["a cat"]
+    server.slow = {"b": 5.0, "c": 5.0}
+    interrupt(0.1)
+    with pytest.raises(KeyboardInterrupt):
+        list(client.generate_many(["a", "b", "c"]))
+    assert sorted(server.broken_off) == ["a cat", "b", "c"]
+
+
+def test_ctrl_c_while_waiting_for_a_job_leaves_the_job_alone(
+    client: Client, server: FakeServer, interrupt: Callable[[float], None]
+) -> None:
+    server.attempts = [[event(), 0.4, "pictures"]]
+    job = client.submit("a cat")
+    interrupt(0.1)
+    with pytest.raises(KeyboardInterrupt):
+        job.result()
+    assert job.result().files
+
+
+# --- the end
+
+
+def test_closing_cancels_what_other_threads_wait_for(server: FakeServer) -> None:
+    server.attempts = [[event(), FOREVER]] * 3
+    client = Client()
+    with ThreadPoolExecutor() as pool:
+        waiting: list[Any] = [
+            pool.submit(client.generate, "a cat"),
+            pool.submit(lambda: list(client.stream("a dog"))),
+            pool.submit(lambda: client.submit("a cow").result()),
+        ]
+        wait_until(lambda: server.in_flight == 3)
+        client.close()
+        for each in waiting:
+            with pytest.raises(Cancelled):
+                each.result(5)
+    assert (server.in_flight, server.closed) == (0, True)
+
+
+def test_a_closed_client_says_so(server: FakeServer) -> None:
+    client = Client()
+    events, stale = client.stream("a cat"), client.stream("a dog")
+    next(stale)
+    client.close()
+    client.close()
+    for use in (lambda: client.generate("a cat"), client.jobs, lambda: next(events), lambda: client.submit("a cat")):
+        with pytest.raises(RuntimeError, match="closed"):
+            use()
+    stale.close()
+    assert server.broken_off == ["a dog"]
+
+
+def test_a_client_that_is_forgotten_ends_its_thread(server: FakeServer) -> None:
+    before = threads()
+    for _ in range(5):
+        Client().generate("a cat")
+    gc.collect()
+    wait_until(lambda: threads() == before)
+    assert server.closed
+
+
+def test_garbage_that_is_collected_in_the_clients_own_thread_does_no_harm(client: Client, server: FakeServer) -> None:
+    server.attempts = [[event(), FOREVER]]
+    cycle: list[Any] = [client.stream("a cat")]
+    cycle.append(cycle)
+    next(cycle[0])
+    gc.disable()
+    del cycle
+
+    def prompts() -> Iterator[str]:
+        gc.collect()
+        yield "a dog"
+
+    try:
+        assert len(list(client.generate_many(prompts()))) == 1
+    finally:
+        gc.enable()
+    wait_until(lambda: server.broken_off == ["a cat"])
+
+
+def test_prompts_cannot_wait_for_the_client_that_reads_them(client: Client) -> None:
+    prompts = (client.generate("a cat").parameters.prompt for _ in range(3))
+    with pytest.raises(RuntimeError, match="its own thread"):
+        next(client.generate_many(prompts))
+    assert client.generate("a dog").files
+
+
+def test_a_bad_url_starts_nothing() -> None:
+    before = threads()
+    with pytest.raises(ValueError, match="allowed: grpc://host:port"):
+        Client("localhost:8001")
+    assert threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_is_told_to_make_a_client_of_its_own(client: Client) -> None:
+    client.generate("a cat")
+    if (child := os.fork()) == 0:
+        try:
+            client.generate("a cat")
+        except RuntimeError as error:
+            os._exit(0 if "forked" in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client.generate("a cat").files
+
+
+SCRIPT = """
+import atexit
+from fake_server import FOREVER, FakeServer, event
+from tiny_sd_client import Client, _async_client
+
+server = FakeServer(attempts=[[event(), FOREVER], [event(), FOREVER]])
+_async_client.connect = lambda address: server
+# What is registered first is called last.
+atexit.register(lambda: print("broken off:", *sorted(server.broken_off), "closed:", server.closed))
+client = Client()
+job = client.submit("a dog")
+events = client.stream("a cat")
+next(events)
+{ending}
+"""
+
+
+@pytest.mark.parametrize(("ending", "code"), [("", 0), ("raise SystemExit(3)", 3), ("1 / 0", 1)])
+def test_a_program_may_end_without_closing_anything(ending: str, code: int) -> None:
+    path = os.pathsep.join([str(CLIENT), str(Path(__file__).parent)])
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", SCRIPT.format(ending=ending)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert ended.stdout == "broken off: a cat a dog closed: True\n"
+    noise = [line for line in ended.stderr.splitlines() if "Executing <" not in line]
+    assert noise == [] or "ZeroDivisionError" in noise[-1]
+
+
+def test_islice_reads_no_more_than_it_is_asked_for(client: Client, server: FakeServer) -> None:
+    assert [each.parameters.prompt for each in islice(client.generate_many("abcdefgh", concurrency=1), 2)] == ["a", "b"]
+    wait_until(lambda: server.in_flight == 0)
+    assert len(server.asked) <= 3
