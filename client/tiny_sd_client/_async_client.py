@@ -336,6 +336,9 @@ class AsyncJob:
         await asyncio.wait([self._task], timeout=timeout)
         if not self._task.done():
             raise TimeoutError(f"job {self.id} is not done after {timeout:g} s; it goes on")
+        return self._outcome()
+
+    def _outcome(self) -> Generation:
         if self._task.cancelled():
             raise Cancelled("the generation was cancelled")
         return self._task.result()

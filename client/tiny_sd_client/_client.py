@@ -131,7 +131,7 @@ class Client:
             return await anext(items, None)
 
         try:
-            while (item := self._background.run(following())) is not None:
+            while (item := self._background.go_on(following())) is not None:
                 yield item
         finally:
             self._background.leave(items)
@@ -155,11 +155,19 @@ class Job:
 
     def cancel(self) -> None:
         """Stop it, on the server as well; does nothing to one that has ended."""
-        self._client._background.run(self._job.cancel())
+        with suppress(Cancelled):
+            if not self.done():
+                self._client._background.go_on(self._job.cancel())
 
     def result(self, timeout: float | None = None) -> Generation:
         """Wait for the pictures; see :meth:`AsyncJob.result`. A Ctrl-C ends the waiting, not the job."""
-        return self._client._background.run(self._job.result(timeout))
+        if self.done():  # also when its client is closed
+            return self._job._outcome()
+        return self._client._background.go_on(self._job.result(timeout))
+
+
+class _Closed(RuntimeError):
+    """There is no thread any more."""
 
 
 class _Background:
@@ -168,7 +176,7 @@ class _Background:
     def __init__(self, farewell: Callable[[], Awaitable[None]]) -> None:
         self._loop = asyncio.new_event_loop()
         self._farewell = farewell
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage may be collected, and streams left, while it is held
         self._stopped = False
         self._thread = threading.Thread(target=self._serve, name="tiny-sd-client", daemon=True)
         self._thread.start()
@@ -176,7 +184,7 @@ class _Background:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """What ``coroutine`` returns or raises. When the caller is interrupted it is cancelled, and gone before long.
 
-        Raises RuntimeError once stopped, and Cancelled when stopped meanwhile.
+        Raises _Closed once stopped, and Cancelled when stopped meanwhile.
         """
         if threading.current_thread() is self._thread:
             coroutine.close()
@@ -191,6 +199,13 @@ class _Background:
             if future.cancel():  # interrupted, or it would have ended
                 gone.wait(_FAREWELL_S)
             raise
+
+    def go_on(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """As :meth:`run`, for a part of something begun before: that was cancelled when this was stopped."""
+        try:
+            return self.run(coroutine)
+        except _Closed:
+            raise Cancelled("the client was closed") from None
 
     def leave(self, items: AsyncGenerator[Any, None]) -> None:
         """Close ``items``, and give that a moment; but not in the thread itself, where garbage may be collected."""
@@ -223,7 +238,7 @@ class _Background:
             if not self._stopped and self._thread.is_alive():
                 return asyncio.run_coroutine_threadsafe(announced(), self._loop)
         coroutine.close()
-        raise RuntimeError("this client is closed, or belongs to the process that this one was forked from")
+        raise _Closed("this client is closed, or belongs to the process that this one was forked from")
 
     def _serve(self) -> None:
         try:

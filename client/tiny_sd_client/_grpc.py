@@ -34,6 +34,7 @@ _CONTENTS = {
 }
 _SUSPECTS: dict[grpc.StatusCode, type[TinySDError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidParameter,
+    grpc.StatusCode.ALREADY_EXISTS: InvalidParameter,  # the job id
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

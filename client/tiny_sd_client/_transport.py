@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+_HEADER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_HEADER_VALUE = re.compile(r"[ -~]*")
 _ALLOWED_URLS = "grpc://host:port, grpcs://host:port, http://host:port/path, https://host:port/path"
 
 Inputs = Mapping[str, str | int | float | bool]
@@ -91,7 +94,7 @@ class Address:
 
 
 def address(url: str, headers: Mapping[str, str] | None, tls: TLS | None) -> Address:
-    """Take a URL apart. Raises ValueError, which names what is allowed, for one that cannot be used."""
+    """Take a URL apart. Raises ValueError, which names what is allowed, for one or headers that cannot be used."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -106,6 +109,10 @@ def address(url: str, headers: Mapping[str, str] | None, tls: TLS | None) -> Add
         raise _unusable(url, ", without a path for gRPC")
     if tls and parts.scheme in ("grpc", "http"):
         raise ValueError(f"TLS: {url!r} is not encrypted; allowed: grpcs:// and https://")
+    for name, value in (headers or {}).items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            # The value stays out of the message: it may be a key.
+            raise ValueError(f"headers: cannot send {name!r}; allowed: names of letters, digits and -_., ASCII values")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     authority = f"{host}:{_DEFAULT_PORTS[parts.scheme] if port is None else port}"
     return Address(parts.scheme, authority, path, dict(headers or {}), tls or TLS())

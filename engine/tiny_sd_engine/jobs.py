@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 LOST_AFTER_S = 10.0
 """How long a job may go unseen by its stage, or wait for one that does nothing or takes up later jobs."""
+DROPPED_AFTER_S = 3.0
+"""The same for the wait between denoising and decoding, where Triton drops the requests whose callers are gone."""
 _ID = re.compile(r"[!-~]{1,128}")
 _MOST_PREVIEW_STEPS = 100
 _BEAT_S = 1.0
@@ -297,13 +299,16 @@ class Board:
     def _forget_lost(self, now: float) -> None:
         # A stage takes up jobs about in the order in which they came to wait. So what still waits when a much later one
         # was taken up, or while the stage has had nothing to do for long, will not come.
-        self._database.execute(
-            """
-            DELETE FROM jobs WHERE seen < :lost AND (NOT waits OR coalesce(
-                (SELECT active < :lost OR jobs.seen < newest - :patience FROM stages WHERE stage = jobs.stage), 1))
-            """,
-            {"lost": now - LOST_AFTER_S, "patience": LOST_AFTER_S},
-        )
+        for stage, patience in ((Stage.DENOISING, LOST_AFTER_S), (Stage.DECODING, DROPPED_AFTER_S)):
+            self._database.execute(
+                """
+                DELETE FROM jobs WHERE stage = :stage AND waits AND seen < :now - :patience AND coalesce(
+                    (SELECT active < :now - :patience OR jobs.seen < newest - :patience
+                     FROM stages WHERE stage = :stage), 1)
+                """,
+                {"stage": stage, "now": now, "patience": patience},
+            )
+        self._database.execute("DELETE FROM jobs WHERE NOT waits AND seen < ?", (now - LOST_AFTER_S,))
         self._database.execute("DELETE FROM previews WHERE id NOT IN (SELECT id FROM jobs)")
 
     def _beat(self, stage: Stage, now: float, newest: float) -> None:

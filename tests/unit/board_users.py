@@ -45,7 +45,7 @@ def in_flight(board: Board) -> list[str]:
 
 
 def shown(preview: Preview | None) -> tuple[int, tuple[str, ...]] | None:
-    return preview and (preview.step, preview.files)
+    return (preview.step, preview.files) if preview else None
 
 
 @contextmanager
@@ -75,9 +75,14 @@ def admit_many(path: Path, start: Barrier, name: str, limit: int, outcomes: Queu
 
 
 def come_and_go(path: Path, start: Barrier, name: str, limit: int, outcomes: Queue[str]) -> None:
-    """Tell for each of 100 jobs, which end at once, how many are in flight with it, or why not."""
+    """Tell for each of 100 jobs, which end soon, how many are in flight with it, or why not."""
     faults: list[str] = []
-    logging.getLogger("tiny_sd_engine.jobs").addFilter(lambda record: faults.append(record.getMessage()) or False)
+
+    def catch(fault: logging.LogRecord) -> bool:
+        faults.append(fault.getMessage())
+        return False
+
+    logging.getLogger("tiny_sd_engine.jobs").addFilter(catch)
     board = Board(path)
     start.wait()
     for number in range(100):
@@ -89,6 +94,7 @@ def come_and_go(path: Path, start: Barrier, name: str, limit: int, outcomes: Que
             continue
         together = len(board.entries())
         board.take_up(Stage.DENOISING, [id])
+        time.sleep(0.002)
         board.remove([id])
         outcomes.put(faults.pop() if faults else str(together))
 

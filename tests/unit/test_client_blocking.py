@@ -245,15 +245,28 @@ def test_closing_cancels_what_other_threads_wait_for(server: FakeServer) -> None
 
 def test_a_closed_client_says_so(server: FakeServer) -> None:
     client = Client()
-    events, stale = client.stream("a cat"), client.stream("a dog")
-    next(stale)
     client.close()
     client.close()
-    for use in (lambda: client.generate("a cat"), client.jobs, lambda: next(events), lambda: client.submit("a cat")):
+    for use in (lambda: client.generate("a cat"), client.jobs, lambda: client.submit("a cat")):
         with pytest.raises(RuntimeError, match="closed"):
             use()
-    stale.close()
-    assert server.broken_off == ["a dog"]
+
+
+def test_what_was_begun_before_a_client_was_closed_is_cancelled_unless_it_is_done(server: FakeServer) -> None:
+    client = Client()
+    done = client.submit("a cat")
+    assert done.result().files
+    server.attempts = [[event(), FOREVER]] * 2
+    events, job = client.stream("a dog"), client.submit("a cow")
+    next(events)
+    client.close()
+    assert done.result().files
+    for use in (lambda: next(events), job.result):
+        with pytest.raises(Cancelled):
+            use()
+    job.cancel()
+    events.close()
+    assert sorted(server.broken_off) == ["a cow", "a dog"]
 
 
 def test_a_client_that_is_forgotten_ends_its_thread(server: FakeServer) -> None:

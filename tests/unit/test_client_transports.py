@@ -188,6 +188,7 @@ def test_grpc_takes_messages_of_any_size() -> None:
         ((grpc.StatusCode.UNAVAILABLE, BUSY), Busy),
         ((grpc.StatusCode.UNAVAILABLE, "Socket closed"), Unavailable),
         ((grpc.StatusCode.INVALID_ARGUMENT, "samples: got 9; allowed: 1 to 4"), InvalidParameter),
+        ((grpc.StatusCode.ALREADY_EXISTS, "id: got 'x'; allowed: an id that no generation has"), InvalidParameter),
         ((grpc.StatusCode.INTERNAL, "the denoiser failed"), ServerFault),
         ((grpc.StatusCode.INTERNAL, "token: not a parameter, for the status says so"), ServerFault),
         ((grpc.StatusCode.UNAUTHENTICATED, "who are you"), ServerFault),

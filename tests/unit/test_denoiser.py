@@ -364,7 +364,9 @@ def test_the_same_key_is_the_same_job_until_it_is_removed(denoiser: Denoiser) ->
 
     first = denoiser.job("key", a_task)
     assert denoiser.job("key", unasked) is first
+    assert denoiser.jobs() == [first]
     denoiser.remove("key")
+    assert denoiser.jobs() == []
     denoiser.remove("key")
     assert denoiser.job("key", a_task) is not first
     assert recorder(denoiser).jobs == [1, 0, 0, 1]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tiny_sd_engine import jobs
 from tiny_sd_engine.errors import Busy, Cancelled, DuplicateId, InvalidInput, Overdue, UnknownJob
-from tiny_sd_engine.jobs import LOST_AFTER_S, Board, Preview, Stage, job_id, preview_interval
+from tiny_sd_engine.jobs import DROPPED_AFTER_S, LOST_AFTER_S, Board, Preview, Stage, job_id, preview_interval
 
 LONG = LOST_AFTER_S + 1
 """Seconds after which patience is over."""
@@ -452,8 +452,10 @@ def test_that_one_stage_is_busy_does_not_keep_what_waits_for_another(board: Boar
     assert in_flight(board) == ["running"]
 
 
-@pytest.mark.parametrize("stage", [Stage.DENOISING, Stage.DECODING])
-def test_a_job_is_lost_when_a_much_later_one_was_taken_up(board: Board, clock: Clock, stage: Stage) -> None:
+@pytest.mark.parametrize(("stage", "patience"), [(Stage.DENOISING, LOST_AFTER_S), (Stage.DECODING, DROPPED_AFTER_S)])
+def test_a_job_is_lost_when_a_much_later_one_was_taken_up(
+    board: Board, clock: Clock, stage: Stage, patience: float
+) -> None:
     def queue_up(id: str) -> None:
         admit(board, id)
         if stage == Stage.DECODING:
@@ -461,13 +463,14 @@ def test_a_job_is_lost_when_a_much_later_one_was_taken_up(board: Board, clock: C
             board.hand_on(id, stage)
 
     queue_up("lost")
-    clock.now += LOST_AFTER_S
+    clock.now += patience
     queue_up("next")
     board.take_up(stage, ["next"])
     clock.now += 1
     board.forget_lost()
     assert in_flight(board) == ["lost", "next"], "they might have been mixed up"
     queue_up("later")
+    board.take_up(stage, ["next", "later"])
     board.take_up(stage, ["next", "later"])
     board.forget_lost()
     assert in_flight(board) == ["next", "later"]
@@ -552,8 +555,8 @@ def test_a_lost_job_makes_room_for_the_next_and_its_id_and_preview_are_gone(boar
 @pytest.mark.usefixtures("quick_beats")
 def test_a_stage_is_at_work_no_longer_when_its_work_has_failed(board: Board, clock: Clock) -> None:
     before = threading.active_count()
-    for work in (lambda: board.at_work(Stage.DENOISING, []), board.encoding_texts):
-        with pytest.raises(ZeroDivisionError), work():
+    for work in (board.at_work(Stage.DENOISING, []), board.encoding_texts()):
+        with pytest.raises(ZeroDivisionError), work:
             clock.now += 1
             wait_for_beat(board, clock)
             raise ZeroDivisionError

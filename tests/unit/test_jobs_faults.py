@@ -96,8 +96,11 @@ def locked(board: Board, path: Path) -> Callable[[], None]:
 
 
 def read_only(board: Board, path: Path) -> Callable[[], None]:
-    board._database.execute("PRAGMA query_only=ON")
-    return lambda: board._database.execute("PRAGMA query_only=OFF") and None
+    def set_to(value: str) -> None:
+        board._database.execute(f"PRAGMA query_only={value}")
+
+    set_to("ON")
+    return lambda: set_to("OFF")
 
 
 FAULTS = [
@@ -258,7 +261,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert len({name.removesuffix("-journal") for name in left - set(kept)}) == 1, "and there is the server's own board"
 
 
-def test_a_folder_that_cannot_hold_a_board_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_hold_a_board_is_named(tmp_path: Path) -> None:
     def complaint(path: Path) -> str:
         with pytest.raises(SettingError) as caught:
             Board(path)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tiny_sd_engine import jobs
 from tiny_sd_engine.errors import Busy, Cancelled, DuplicateId, EngineError, Overdue, UnknownJob
-from tiny_sd_engine.jobs import LOST_AFTER_S, Board, Preview, Stage
+from tiny_sd_engine.jobs import DROPPED_AFTER_S, LOST_AFTER_S, Board, Preview, Stage
 
 
 @dataclass
@@ -73,10 +73,11 @@ class BoardAndModel(RuleBasedStateMachine):
         return self.boards[0]
 
     def lost(self, job: Known) -> bool:
-        patience = self.clock.now - LOST_AFTER_S
-        passed_by = job.seen < self.newest[job.stage] - LOST_AFTER_S
-        idle = self.active[job.stage] < patience
-        return job.seen < patience and (not job.waits or idle or passed_by)
+        patience = DROPPED_AFTER_S if job.waits and job.stage == Stage.DECODING else LOST_AFTER_S
+        limit = self.clock.now - patience
+        passed_by = job.seen < self.newest[job.stage] - patience
+        idle = self.active[job.stage] < limit
+        return job.seen < limit and (not job.waits or idle or passed_by)
 
     def forget(self) -> None:
         self.known = {id: job for id, job in self.known.items() if not self.lost(job)}
@@ -156,6 +157,7 @@ class BoardAndModel(RuleBasedStateMachine):
     @invariant()
     def they_agree(self) -> None:
         for board in self.boards:
+            assert all(entry.seconds_left is None or entry.seconds_left >= 0 for entry in board.entries())
             told = [(entry.id, (entry.stage, entry.step), entry.seconds) for entry in board.entries()]
             assert told == [(id, job.told, self.clock.now - job.admitted) for id, job in self.known.items()]
             for id in "abcdef":

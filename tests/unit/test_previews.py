@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
@@ -17,6 +18,11 @@ from tiny_sd_engine.denoiser import Denoiser, Task
 from tiny_sd_engine.device import select_device
 from tiny_sd_engine.previews import Previewer
 from tiny_sd_engine.vae import VaeDecoder
+
+Pixels = NDArray[np.uint8]
+"""[height, width, 3]."""
+Colours = NDArray[np.float64]
+"""[height, width, 3], 0 to 255."""
 
 
 class LinearVae:
@@ -32,7 +38,7 @@ class LinearVae:
         """[3, h, w] of [channels, h, w]."""
         return torch.einsum("oc,chw->ohw", self._map, latents) + self._offset[:, None, None]
 
-    def decode(self, latents: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
         """One [height, width, 3] uint8 per image."""
         pictures = []
         for image in latents:
@@ -59,12 +65,12 @@ def previewer(vae: VaeDecoder) -> Previewer:
     return Previewer(vae)
 
 
-def opened(file: bytes) -> np.ndarray:
+def opened(file: bytes) -> Colours:
     """[h, w, 3] float64."""
     return np.asarray(Image.open(io.BytesIO(file)), np.float64)
 
 
-def shrunk(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def shrunk(picture: Pixels, height: int, width: int) -> Colours:
     """A picture with the average colour of each of its parts. [height, width, 3] float64."""
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX), np.float64)
 
@@ -125,7 +131,7 @@ def test_making_a_preview_leaves_the_latents_alone(previewer: Previewer) -> None
     assert torch.equal(latents, before)
 
 
-def likeness(preview: np.ndarray, picture: np.ndarray) -> float:
+def likeness(preview: Colours, picture: Colours) -> float:
     """Correlation of two pictures' colours, apart from their averages."""
     parts = [(each - each.mean((0, 1))).ravel() for each in (preview, picture)]
     return float(np.corrcoef(*parts)[0, 1])

@@ -202,14 +202,14 @@ def test_the_clean_latents_are_estimated_as_diffusers_does_it(name: str, predict
         latents = stepped.prev_sample
 
 
-CLEAN = torch.randn(SHAPE[1:], generator=torch.Generator().manual_seed(1))
+CLEAN = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
 """The latents of a picture."""
 
 
 def starting(schedule: Schedule) -> Image:
     """An image that has not been to the U-Net yet."""
     job = cast(Job, SimpleNamespace(schedule=schedule, coefficients=schedule.coefficients))
-    return Image(job, 5, CLEAN.shape, torch.device("cpu"))
+    return Image(job, 5, (4, 8, 8), torch.device("cpu"))
 
 
 def levels(image: Image) -> tuple[torch.Tensor, torch.Tensor]:

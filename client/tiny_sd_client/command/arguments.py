@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from tiny_sd_client.command import parameters
 from tiny_sd_client.command.failures import EXPLANATION, UsageError
+from tiny_sd_client.command.files import SUFFIXES
 
 URL_VARIABLE = "TINY_SD_URL"
 DEFAULT_URL = "grpc://localhost:8001"
@@ -81,17 +82,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     _add_scripting_option(show)
 
     for name, summary, description in (
-        (
-            "status",
-            "tell how the server is",
-            "Tell whether the server is ready, its version, and how busy it is.",
-        ),
+        ("status", "tell how the server is", "Tell whether the server is ready, its version, and how busy it is."),
         ("jobs", "list the generations in flight", "List the generations in flight, oldest first."),
-        (
-            "cancel",
-            "stop generations",
-            "Stop generations. An id that is unknown does not keep the others from it.",
-        ),
+        ("cancel", "stop generations", "Stop generations. An unknown id does not keep the others from it."),
     ):
         command = commands.add_parser(name, help=summary, description=description, epilog=EXPLANATION)
         if name == "cancel":
@@ -203,10 +196,9 @@ def _header(text: str) -> tuple[str, str]:
 
 def _sheet(text: str) -> Path:
     path = Path(text)
-    if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}; allowed: a .jpg, .jpeg, .png or .webp file, or nothing (a prompt stands before --grid)"
-        )
+    if path.suffix.lower() not in SUFFIXES:
+        allowed = f"allowed: a file in {', '.join(SUFFIXES)}, or nothing (put the prompt before --grid)"
+        raise argparse.ArgumentTypeError(f"got {text!r}; {allowed}")
     return path
 
 

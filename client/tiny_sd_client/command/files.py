@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -59,15 +58,18 @@ class Folder:
 
     def save(self, data: bytes, path: Path) -> Path:
         """Write ``data`` to ``path``, or to path-2, path-3, … where that is taken. Raises OSError."""
-        for number in itertools.count(1):
-            candidate = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-            if candidate in self._written:
-                continue
-            try:
-                with candidate.open("wb" if self._overwrite else "xb") as file:
-                    file.write(data)
-            except FileExistsError:
-                continue
-            self._written.add(candidate)
-            return candidate
-        raise AssertionError("counting has no end")
+        candidate, number = path, 1
+        while candidate in self._written or not self._written_to(candidate, data):
+            number += 1
+            candidate = path.with_stem(f"{path.stem}-{number}")
+        self._written.add(candidate)
+        return candidate
+
+    def _written_to(self, path: Path, data: bytes) -> bool:
+        """False where a file stands in the way."""
+        try:
+            with path.open("wb" if self._overwrite else "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
