@@ -32,7 +32,8 @@ def test_three_contenders_make_the_same_picture_and_are_reported(checkpoint: Pat
 
     measured = json.loads(measurements.read_text())["measurements"]
     assert {name: len(seconds) for name, seconds in measured["seconds"].items()} == dict.fromkeys(NAMES, 1)
-    stubs = [f"served: stub {model}" for model in ("text_encoder", "tokenizer", "unet", "vae_decoder")]
+    models = ("jobs", "text_encoder", "tiny_sd_stream", "tokenizer", "unet", "vae_decoder")
+    stubs = [f"served: stub {model}" for model in models]
     processes = [peak["process"] for peak in measured["peaks"]]
     assert sorted(processes) == sorted(["diffusers", "engine", "served: tritonserver", *stubs])
     assert all(peak["resident_bytes"] > 10 * 2**20 for peak in measured["peaks"])
