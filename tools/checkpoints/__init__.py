@@ -1,0 +1,1 @@
+"""What tools/checkpoint.py does with checkpoint folders: fetch, convert, verify, describe."""
