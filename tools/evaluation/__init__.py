@@ -1,0 +1,1 @@
+"""How well pictures follow their prompts, read from the pixels alone."""
