@@ -1,0 +1,98 @@
+"""Everything about a training run that its caller decides."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from distillation.errors import UnfitOptions
+
+Student = Literal["tiny", "small", "same"]
+
+# What may differ between a run and its continuation: how far it goes, and how the machine is used.
+_FREE = frozenset({"out", "steps", "save_every", "workers", "cache", "device"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """One training run. Raises UnfitOptions for values that make no sense, alone or together."""
+
+    checkpoint: Path
+    """Diffusers folder: the teacher, or with `taught` off just the first weights and the other components."""
+    student: Student
+    """Which student to cut; `same` cuts nothing and trains the folder's own U-Net."""
+    out: Path
+    data: str
+    """Which pictures, as `distillation.data.open_pictures` reads it."""
+    size: int | None = None
+    """Edge of the pictures in pixels; None: what the U-Net's configuration says."""
+    steps: int = 10_000
+    batch: int = 16
+    accumulate: int = 1
+    """Batches per step."""
+    learning_rate: float = 1e-4
+    warmup: int = 100
+    """Steps over which the learning rate rises from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float = 1.0
+    """Largest norm of a step's gradient."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    ema: float = 0.9999
+    """Largest decay of the moving average of the weights; 0: none."""
+    w_out: float = 1.0
+    w_feat: float = 1.0
+    taught: bool = True
+    """Off: the student learns from the pictures alone."""
+    fresh: bool = False
+    """The student starts from random weights instead of the teacher's."""
+    train_text_encoder: bool = False
+    caption_dropout: float = 0.1
+    """Share of the captions replaced by the empty one, so that guidance has something to compare with."""
+    cache: Path | None = None
+    """Folder for latents and text embeddings that are computed once; None: computed in each step."""
+    save_every: int = 500
+    """Steps between two saved states."""
+    seed: int = 0
+    workers: int = 2
+    """Processes that read pictures where latents are not cached."""
+    device: Literal["auto", "CPU", "GPU"] = "auto"
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "steps", "batch", "accumulate", "save_every")
+        self._at_least(0, "warmup", "w_out", "w_feat", "seed", "workers")
+        if not 0 <= self.ema < 1:
+            raise UnfitOptions(f"ema is {self.ema}; it must be 0 (none) or a decay below 1")
+        if not 0 <= self.caption_dropout <= 1:
+            raise UnfitOptions(f"caption-dropout is {self.caption_dropout}; it must lie in 0 to 1")
+        if self.learning_rate <= 0 or self.clip <= 0:
+            raise UnfitOptions("lr and clip must be greater than 0")
+        if self.taught and self.student == "same":
+            raise UnfitOptions("a student that is the same as its teacher learns nothing from it; add --no-teacher")
+        if self.taught and self.train_text_encoder:
+            raise UnfitOptions("the teacher needs its own text encoder; --train-text-encoder goes with --no-teacher")
+
+    def write(self, path: Path) -> None:
+        """Write them as JSON."""
+        path.write_text(json.dumps(self._json(), indent=2) + "\n")
+
+    def check_continues(self, path: Path) -> None:
+        """Raise UnfitOptions if a run with the options written at `path` cannot be continued with these."""
+        before, now = json.loads(path.read_text()), self._json()
+        for name in (field.name for field in fields(self) if field.name not in _FREE):
+            if before.get(name) != now[name]:
+                raise UnfitOptions(
+                    f"{path.parent.parent} was begun with {name} {before.get(name)} and is to go on with {now[name]}; "
+                    "give the same options, or another --out"
+                )
+
+    def _json(self) -> dict[str, Any]:
+        return {
+            name: str(value.resolve()) if isinstance(value, Path) else value for name, value in asdict(self).items()
+        }
+
+    def _at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise UnfitOptions(f"{name.replace('_', '-')} is {getattr(self, name)}; at least {least} is needed")
