@@ -140,18 +140,25 @@ class AsyncClient:
             one when there is room for another generation
         timeout: seconds for each generation
 
-        The first failure is raised at once and cancels the rest; so does closing the iterator.
+        The first failure is raised at once, with a note that tells which prompt it was, counted from 1, and cancels the
+        rest; so does closing the iterator.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency: got {concurrency!r}; allowed: 1 or more")
-        waiting = iter(prompts)
+        waiting = enumerate(prompts, start=1)
         tasks: deque[asyncio.Task[Generation]] = deque()
 
+        async def generate(number: int, wanted: Mapping[str, object]) -> Generation:
+            try:
+                return await self._generate(self._order({**parameters, **wanted}, 0, timeout, None))
+            except TinySDError as error:
+                error.add_note(f"prompt {number}")
+                raise
+
         def start_next() -> bool:
-            for prompt in waiting:
+            for number, prompt in waiting:
                 wanted = {"prompt": prompt} if isinstance(prompt, str) else prompt
-                order = self._order({**parameters, **wanted}, 0, timeout, None)
-                tasks.append(asyncio.create_task(self._generate(order)))
+                tasks.append(asyncio.create_task(generate(number, wanted)))
                 return True
             return False
 

@@ -565,8 +565,9 @@ def test_the_first_failure_among_many_is_raised_at_once_and_cancels_the_rest(ser
     server.slow = dict.fromkeys("abcdefgh", 5.0) | {"d": 0.05}
     server.failing = {"d": ServerFault("the denoiser failed")}
     began = time.monotonic()
-    with pytest.raises(ServerFault, match="the denoiser failed"):
+    with pytest.raises(ServerFault, match="the denoiser failed") as caught:
         many(*"abcdefgh", concurrency=5)
+    assert caught.value.__notes__ == ["prompt 4"]
     assert time.monotonic() - began < 1
     assert sorted(server.broken_off) == ["a", "b", "c", "e"]
     assert server.in_flight == 0
