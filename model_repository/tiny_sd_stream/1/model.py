@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +20,7 @@ from tiny_sd_engine.jobs import Board, faults_logged, job_id
 from tiny_sd_engine.settings import Settings
 
 _LOOK_S = 0.05
+_SPARE_THREADS = 16
 _HEARTBEAT_S = 10.0
 """An event comes at least so often, lest a proxy take the silence for the end."""
 _PICTURES = ("image", "seeds", "parameters")
@@ -29,10 +31,15 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the job board."""
-        self._board = Board.of_this_server(Settings.from_environment().jobs_dir)
+        settings = Settings.from_environment()
+        self._board = Board.of_this_server(settings.jobs_dir)
+        # Triton waits for each call of the ensemble in a thread of the event loop's; by default there are few. One for
+        # each generation in flight, and some to hear refusals.
+        self._threads = ThreadPoolExecutor(settings.max_in_flight + _SPARE_THREADS)
 
     async def execute(self, requests: list[Any]) -> None:
         """Serve the requests side by side, and beside those of other calls."""
+        asyncio.get_running_loop().set_default_executor(self._threads)
         await asyncio.gather(*(self._serve(request) for request in requests))
 
     async def _serve(self, request: Any) -> None:
