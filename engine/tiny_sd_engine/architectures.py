@@ -144,7 +144,7 @@ def write_random(architecture: str, out: Path, seed: int = 0, dtype: torch.dtype
         torch.nn.Module.to(network, dtype).save_pretrained(out / component, safe_serialization=True)
     (out / "scheduler").mkdir(parents=True, exist_ok=True)
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
-    (out / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2))
+    (out / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2))
     return {component: sum(p.numel() for p in network.parameters()) for component, network in networks.items()}
 
 
@@ -157,7 +157,7 @@ def _make_lively(unet: torch.nn.Module) -> None:
         last.weight.normal_(0.0, 1.5 / math.sqrt(fan_in), generator=torch.Generator().manual_seed(0))
 
 
-_MODEL_INDEX = {
+MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
     "image_encoder": [None, None],

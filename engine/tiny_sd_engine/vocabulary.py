@@ -17,10 +17,12 @@ _WORD_END = "</w>"
 # tokenizer lower-cases text, and ASCII bytes are their own symbols.
 _WORDS = """
     a an and are at behind below beside between by for from in is near next of on one over the to two under with without
-    circle cube disc diamond heart hexagon oval pentagon pyramid rectangle ring shape sphere square star triangle
+    circle cross cube disc diamond heart hexagon oval pentagon pyramid rectangle ring shape sphere square star triangle
+    circles crosses diamonds hearts rings shapes squares stars triangles three against
     black blue brown cyan gray green magenta orange pink purple red white yellow bright color dark light pale
     big huge large left little middle right small tiny top bottom center background corner
     cat dog bird fish horse flower tree house car boat ball sun moon sky sea mountain forest river field city
+    balloon hill hills meadow mountains sail sailing day night sunny sunset
     person man woman child face hand eye hair girl boy
     abstract art beautiful clean detailed digital drawing illustration oil painting paper photo picture portrait
     quality realistic sharp simple sketch smooth style texture watercolor

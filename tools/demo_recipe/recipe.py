@@ -1,0 +1,143 @@
+"""Everything that makes the built-in checkpoint, in order. Each part goes on where it was broken off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from checkpoints.conversion import convert
+from demo_recipe import autoencoder
+from demo_recipe.networks import write_untrained
+from distillation.options import Options
+from distillation.reporter import Reporter
+from distillation.trainer import train
+
+_SEED = 0
+_SMALL_PICTURES, _PICTURES = "drawings:5000", "drawings:2500"
+_CARD = Path(__file__).with_name("card.md")
+
+DECODER = autoencoder.Plan(steps=1500)
+
+
+def make_encoder(work: Path) -> None:
+    """The autoencoder with its encoder set and its decoder untrained: ``work/encoder/vae``."""
+    torch.manual_seed(_SEED)
+    model = AutoencoderKL(**autoencoder.ARCHITECTURE)
+    autoencoder.set_encoder(model, _SEED)
+    model.save_pretrained(work / "encoder" / "vae")
+
+
+def make_decoder(work: Path) -> None:
+    """The decoder, trained: ``work/decoder/vae``."""
+    model = AutoencoderKL.from_pretrained(work / "encoder" / "vae", local_files_only=True)
+    _train(model, DECODER, work / "decoder")
+    model.save_pretrained(work / "decoder" / "vae")
+
+
+def make_teacher(work: Path) -> None:
+    """U-Net and text encoder from scratch: ``work/teacher``. First on small pictures, of which a step takes many."""
+    untrained = work / "untrained"
+    if not untrained.is_dir():
+        write_untrained(work / "encoder" / "vae", untrained, _SEED)
+    train(_teacher(work, untrained, work / "teacher-256", size=256, batch=32, steps=1800, rate=7e-4), resume=True)
+    train(_teacher(work, work / "teacher-256", work / "teacher", size=512, batch=16, steps=600, rate=3e-4), resume=True)
+
+
+def make_student(work: Path) -> None:
+    """The tiny student of the teacher: ``work/student``."""
+    train(_student(work, "student"), resume=True)
+
+
+def make_ablation(work: Path) -> None:
+    """Students that did without: the teacher's features, the teacher, even its weights."""
+    train(_student(work, "student-short", steps=300), resume=True)
+    train(_student(work, "no-features", steps=300, w_feat=0.0), resume=True)
+    train(_student(work, "no-teacher", steps=300, taught=False), resume=True)
+
+
+def pack(work: Path, out: Path) -> None:
+    """The student with the finished decoder, half precision, and what is to be known about it: the folder ``out``."""
+    with tempfile.TemporaryDirectory(dir=work) as directory:
+        folder = Path(directory, "tiny-sd-demo")
+        shutil.copytree(work / "student", folder, ignore=shutil.ignore_patterns("training"))
+        shutil.rmtree(folder / "vae")
+        shutil.copytree(work / "decoder" / "vae", folder / "vae")
+        shutil.copyfile(_CARD, folder / "README.md")
+        shutil.rmtree(out, ignore_errors=True)
+        convert(folder, out, "fp16", lambda _what, _outcome: None)
+
+
+def make(part: str, work: Path, out: Path) -> None:
+    """Make one part. Raises DistillError, the engine's CheckpointError, or OSError."""
+    if part == "pack":
+        pack(work, out)
+    else:
+        _TRAININGS[part](work)
+
+
+_TRAININGS: Mapping[str, Callable[[Path], None]] = {
+    "encoder": make_encoder,
+    "decoder": make_decoder,
+    "teacher": make_teacher,
+    "student": make_student,
+    "ablation": make_ablation,
+}
+
+
+def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, steps: int, rate: float) -> Options:
+    return Options(
+        checkpoint=start,
+        student="same",
+        taught=False,
+        train_text_encoder=True,
+        out=out,
+        data=_SMALL_PICTURES if size == 256 else _PICTURES,
+        size=size,
+        steps=steps,
+        batch=batch,
+        learning_rate=rate,
+        schedule="cosine",
+        precision="bf16",
+        cache=work / "cache",
+        save_every=200,
+        seed=_SEED,
+    )
+
+
+def _student(work: Path, name: str, *, steps: int = 1000, w_feat: float = 1.0, taught: bool = True) -> Options:
+    return Options(
+        checkpoint=work / "teacher",
+        student="tiny",
+        out=work / name,
+        data=_PICTURES,
+        steps=steps,
+        learning_rate=3e-4,
+        schedule="cosine",
+        precision="bf16",
+        w_feat=w_feat,
+        taught=taught,
+        cache=work / "cache",
+        save_every=200,
+        seed=_SEED,
+    )
+
+
+def _train(model: AutoencoderKL, plan: autoencoder.Plan, folder: Path) -> None:
+    """Train and leave the losses in ``folder/losses.json``."""
+    with Reporter() as reporter:
+        advance = reporter.begin("Training", plan.steps)
+        shown = 0
+
+        def tell(step: int, loss: float) -> None:
+            nonlocal shown
+            advance(step - shown, f"loss {loss:.3f}")
+            shown = step
+
+        losses = autoencoder.train(model, plan, folder, tell)
+    (folder / "losses.json").write_text(json.dumps(losses))
