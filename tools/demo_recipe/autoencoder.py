@@ -11,6 +11,7 @@ Whole drawings are shown to the decoder, not crops: it normalizes over the whole
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, l1_loss
 
+from distillation.record import Entry, Record
 from drawings import draw, random_scene
 
 ARCHITECTURE: dict[str, Any] = {
@@ -66,10 +68,10 @@ class Plan:
     seed: int = 0
 
 
-def train(model: AutoencoderKL, plan: Plan, folder: Path, tell: Callable[[int, float], None]) -> list[float]:
+def train(model: AutoencoderKL, plan: Plan, folder: Path, tell: Callable[[int, float], None]) -> None:
     """Train the decoder, going on where a run in ``folder`` was broken off; it ends with the averaged weights.
 
-    ``tell`` hears of each step and its loss. Returns the losses of all steps.
+    ``tell`` hears of each step and its loss; ``folder/losses.jsonl`` keeps them.
     """
     model.to(memory_format=torch.channels_last).train()
     model.encoder.requires_grad_(False)
@@ -79,22 +81,26 @@ def train(model: AutoencoderKL, plan: Plan, folder: Path, tell: Callable[[int, f
     optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan))
     kept = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    losses = _restore(kept, folder / "state.pt")
-    while (step := len(losses)) < plan.steps:
-        loss = _loss(model, _batch(plan, step), torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        average.step(trained)
-        losses.append(loss.item())
-        tell(step + 1, losses[-1])
-        if len(losses) % plan.save_every == 0:
-            _save(kept, losses, folder / "state.pt")
+    done = _restore(kept, folder / "state.pt")
+    folder.mkdir(parents=True, exist_ok=True)
+    with Record(folder / "losses.jsonl", after=done) as record:
+        for step in range(done, plan.steps):
+            began = time.perf_counter()
+            loss = _loss(model, _batch(plan, step), torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            loss.backward()
+            gradient = float(torch.nn.utils.clip_grad_norm_(trained, 1.0))
+            optimizer.step()
+            rate = schedule.get_last_lr()[0]
+            schedule.step()
+            average.step(trained)
+            seconds = time.perf_counter() - began
+            record.add(Entry(step + 1, loss.item(), loss.item(), 0.0, 0.0, gradient, rate, seconds))
+            tell(step + 1, loss.item())
+            if (step + 1) % plan.save_every == 0:
+                _save(kept, step + 1, folder / "state.pt")
     average.copy_to(trained)
     model.eval().requires_grad_(True)
-    return losses
 
 
 def _rate(step: int, plan: Plan) -> float:
@@ -191,17 +197,16 @@ def _pixels(drawings: np.ndarray) -> Tensor:
     return torch.from_numpy(drawings).movedim(-1, 1).float() / 127.5 - 1
 
 
-def _restore(kept: dict[str, Any], path: Path) -> list[float]:
+def _restore(kept: dict[str, Any], path: Path) -> int:
     if not path.is_file():
-        return []
+        return 0
     state = torch.load(path, weights_only=True)
     for name, each in kept.items():
         each.load_state_dict(state[name])
-    return list(state["losses"])
+    return int(state["step"])
 
 
-def _save(kept: dict[str, Any], losses: list[float], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _save(kept: dict[str, Any], step: int, path: Path) -> None:
     beside = path.with_suffix(".new")
-    torch.save({"losses": losses, **{name: each.state_dict() for name, each in kept.items()}}, beside)
+    torch.save({"step": step, **{name: each.state_dict() for name, each in kept.items()}}, beside)
     beside.replace(path)

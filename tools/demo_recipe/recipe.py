@@ -15,11 +15,15 @@ from checkpoints.conversion import convert
 from demo_recipe import autoencoder
 from demo_recipe.networks import write_untrained
 from distillation.options import Options
+from distillation.plot import plot
+from distillation.record import read
 from distillation.reporter import Reporter
 from distillation.trainer import train
+from local_server.install import ROOT
 
 _SEED = 0
-_SMALL_PICTURES, _PICTURES = "drawings:5000", "drawings:2500"
+_PICTURES = "drawings:2500"
+CURVES = ROOT / "docs" / "demo-checkpoint"
 _CARD = Path(__file__).with_name("card.md")
 
 DECODER = autoencoder.Plan(steps=1500)
@@ -45,8 +49,10 @@ def make_teacher(work: Path) -> None:
     untrained = work / "untrained"
     if not untrained.is_dir():
         write_untrained(work / "encoder" / "vae", untrained, _SEED)
-    train(_teacher(work, untrained, work / "teacher-256", size=256, batch=32, steps=1800, rate=7e-4), resume=True)
-    train(_teacher(work, work / "teacher-256", work / "teacher", size=512, batch=16, steps=600, rate=3e-4), resume=True)
+    begun, small, teacher = (work / name for name in ("teacher-begun", "teacher-small", "teacher"))
+    train(_teacher(work, untrained, begun, "drawings:5000", size=256, batch=32, steps=1800, rate=7e-4), resume=True)
+    train(_teacher(work, begun, small, "drawings:10000", size=256, batch=32, steps=6000, rate=7e-4), resume=True)
+    train(_teacher(work, small, teacher, _PICTURES, size=512, batch=16, steps=800, rate=3e-4), resume=True)
 
 
 def make_student(work: Path) -> None:
@@ -73,10 +79,31 @@ def pack(work: Path, out: Path) -> None:
         convert(folder, out, "fp16", lambda _what, _outcome: None)
 
 
+def draw_curves(work: Path, out: Path) -> None:
+    """The losses of all trainings as PNG files in the folder ``out``, and the seconds that their steps took."""
+    out.mkdir(parents=True, exist_ok=True)
+    seconds = {}
+    for figure, names in _CURVES.items():
+        runs = {name: read(next((work / folder).rglob("losses.jsonl"))) for name, folder in names.items()}
+        plot(runs, out / f"{figure}.png")
+        seconds |= {name: round(sum(entry.seconds for entry in entries)) for name, entries in runs.items()}
+    (out / "seconds.json").write_text(json.dumps(seconds, indent=2) + "\n")
+
+
+_CURVES: Mapping[str, Mapping[str, str]] = {
+    "decoder": {"decoder": "decoder"},
+    "teacher": {"256 pixels": "teacher-begun", "256 pixels, more": "teacher-small", "512 pixels": "teacher"},
+    "student": {"student": "student"},
+    "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
+}
+
+
 def make(part: str, work: Path, out: Path) -> None:
     """Make one part. Raises DistillError, the engine's CheckpointError, or OSError."""
     if part == "pack":
         pack(work, out)
+    elif part == "curves":
+        draw_curves(work, CURVES)
     else:
         _TRAININGS[part](work)
 
@@ -90,14 +117,16 @@ _TRAININGS: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, steps: int, rate: float) -> Options:
+def _teacher(
+    work: Path, start: Path, out: Path, data: str, *, size: int, batch: int, steps: int, rate: float
+) -> Options:
     return Options(
         checkpoint=start,
         student="same",
         taught=False,
         train_text_encoder=True,
         out=out,
-        data=_SMALL_PICTURES if size == 256 else _PICTURES,
+        data=data,
         size=size,
         steps=steps,
         batch=batch,
@@ -129,7 +158,6 @@ def _student(work: Path, name: str, *, steps: int = 1000, w_feat: float = 1.0, t
 
 
 def _train(model: AutoencoderKL, plan: autoencoder.Plan, folder: Path) -> None:
-    """Train and leave the losses in ``folder/losses.json``."""
     with Reporter() as reporter:
         advance = reporter.begin("Training", plan.steps)
         shown = 0
@@ -139,5 +167,4 @@ def _train(model: AutoencoderKL, plan: autoencoder.Plan, folder: Path) -> None:
             advance(step - shown, f"loss {loss:.3f}")
             shown = step
 
-        losses = autoencoder.train(model, plan, folder, tell)
-    (folder / "losses.json").write_text(json.dumps(losses))
+        autoencoder.train(model, plan, folder, tell)
