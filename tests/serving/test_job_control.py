@@ -36,7 +36,7 @@ from tritonclient.utils import InferenceServerException
 
 from conftest import SMALL_SIZES, serve
 from local_server import LocalServer
-from tiny_sd_client import Client
+from tiny_sd_client import Busy, Client
 
 LIMIT = 16
 SMALL = {"img_width": 128, "img_height": 128}
@@ -321,6 +321,33 @@ def test_a_full_server_says_so_and_serves_what_it_has_taken_on(server: LocalServ
     assert change["tiny_sd_jobs_refused_total:tokenizer"] == len(busy)
     assert change["nv_inference_count_total:vae_decoder"] == answers["served"]
     assert idle(server)
+
+
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+def test_streams_beyond_what_a_full_server_takes_are_refused_at_once(server: LocalServer, transport: str) -> None:
+    url = {"grpc": f"grpc://{server.grpc_url}", "http": f"http://{server.http_url}"}[transport]
+    long = {**LONG, "img_width": 512, "img_height": 512}
+    with Client(url, patience=0) as client:
+        taken = [client.submit(**long) for _ in range(LIMIT)]
+        assert eventually(lambda: len(job_ids(server.http_url)) == LIMIT)
+        beyond = [client.submit(**long) for _ in range(LIMIT)]
+        for job in beyond:
+            with pytest.raises(Busy, match=f"{LIMIT} of {LIMIT} generations are in flight"):
+                job.result()
+        assert not any(job.done() for job in taken), "those that were taken on go on"
+        for job in taken:
+            job.cancel()
+    assert eventually(lambda: idle(server))
+
+
+def test_patient_callers_of_a_full_server_are_all_served(server: LocalServer) -> None:
+    prompts = [{"prompt": f"caller {number}", "seed": number} for number in range(10 * LIMIT)]
+    with change_of(server.metrics_url) as change, Client(f"grpc://{server.grpc_url}", patience=300) as client:
+        made = list(client.generate_many(prompts, concurrency=10 * LIMIT, **SMALL))
+    assert [generation.seeds for generation in made] == [(number,) for number in range(10 * LIMIT)]
+    assert change["tiny_sd_jobs_refused_total:tokenizer"] > 0, "more callers than there is room for"
+    assert change["nv_inference_count_total:vae_decoder"] == 10 * LIMIT
+    assert eventually(lambda: idle(server))
 
 
 def test_a_full_server_answers_503_over_http(server: LocalServer) -> None:

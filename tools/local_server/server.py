@@ -31,6 +31,9 @@ OnLine = Callable[[str], None]
 _POLL_S = 0.1
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
+_STREAM_THREADS = 256
+"""The Python backend waits for a model's calls of other models in threads, 32 of them unless it is told otherwise; each
+stream holds one. With fewer than streams in flight, further ones would wait unseen instead of being refused."""
 
 
 class LocalServer:
@@ -177,6 +180,7 @@ class LocalServer:
             f"--metrics-port={self.ports.metrics}",
             f"--cache-config=local,size={self._cache_bytes}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
+            f"--backend-config=python,thread-pool-size={_STREAM_THREADS}",
             f"--exit-timeout-secs={self._exit_timeout_s}",
             *([] if has_gpu() else ["--allow-gpu-metrics=false"]),
             *self._extra_args,
