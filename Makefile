@@ -7,13 +7,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo serve test lint format setup bench bench-gpu clean
 
-demo: setup ## start the server, make one picture, say where it is
+demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
 
 serve: setup ## start the server; options: make serve ARGS="--free-ports"
 	$(BIN)/python tools/serve.py $(ARGS)
 
-test: setup ## all tests, on a real Triton
+test: setup ## all tests, on a real Triton, real databases and a real browser
+	tests/packages.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## style and types
@@ -41,14 +42,14 @@ bench-gpu: setup ## the same on the GPU
 
 setup: .venv/installed ## install everything into .venv
 
-.venv/installed: pyproject.toml client/pyproject.toml
+.venv/installed: pyproject.toml client/pyproject.toml gateway/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 		{ echo "Python 3.11 or 3.12 is needed; $(PYTHON) is another. Name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into .venv; this takes some minutes the first time"
-	$(BIN)/python -m pip install --quiet --editable ./client --editable '.[server,train,dev]'
+	$(BIN)/python -m pip install --quiet --editable ./client --editable ./gateway --editable '.[server,train,dev]'
 	@touch $@
 
 clean: ## remove what was made here
-	rm -rf .venv .cache output build *.egg-info client/*.egg-info engine/*.egg-info
+	rm -rf .venv .cache output build *.egg-info client/*.egg-info gateway/*.egg-info engine/*.egg-info
