@@ -48,7 +48,7 @@ setup: .venv/installed ## install everything into .venv
 	@$(PYTHON) -m venv .venv || \
 		{ echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into .venv; this takes some minutes the first time"
-	$(BIN)/python -m pip install --quiet --editable ./client --editable ./gateway --editable '.[server,train,dev]'
+	$(BIN)/python -m pip install --quiet --editable ./client --editable './gateway[test]' --editable '.[server,train,dev]'
 	@touch $@
 
 clean: ## remove what was made here

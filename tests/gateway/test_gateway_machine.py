@@ -207,10 +207,18 @@ class History(RuleBasedStateMachine):
         assert claim.lease.attempt == expected.attempt
         self.leases.append(claim.lease)
 
+    def taken_over(self) -> list[Lease]:
+        """Leases of generations that have another worker now."""
+        return [
+            lease
+            for lease in self.leases
+            if (expected := self.generations[lease.generation_id]).state is State.PROCESSING and lease != expected.lease
+        ]
+
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def work(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(self.leases[-8:]))
+        lease = data.draw(st.sampled_from((self.taken_over() or self.leases) + self.leases[-5:]))
         expected = self.generations[lease.generation_id]
         queue_only = ["release", "retry"] if expected.api is Api.V2 else []
         what = data.draw(st.sampled_from(["heartbeat", "complete", "fail", *queue_only]))
