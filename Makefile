@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve test lint format setup bench bench-gpu clean
+.PHONY: demo serve test test-page lint format setup bench bench-gpu clean
 
 demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
@@ -13,9 +13,13 @@ demo: setup ## start the server, make a sheet of pictures, say where it is
 serve: setup ## start the server; options: make serve ARGS="--free-ports"
 	$(BIN)/python tools/serve.py $(ARGS)
 
-test: setup ## all tests, on a real Triton, real databases and a real browser
+test: setup ## all tests, on a real Triton, and real databases
 	tests/packages.sh
 	$(BIN)/python -m pytest $(ARGS)
+
+test-page: setup ## the playground page in a real Chromium; three minutes on two cores
+	tests/packages.sh
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

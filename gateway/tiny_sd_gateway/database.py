@@ -52,11 +52,13 @@ _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "p
 
 PATIENCE_S = 20.0
 """Seconds that a transaction waits for a connection, and as many for another transaction, before it gives up."""
+STATEMENT_S = 60.0
+"""Seconds after which a statement to PostgreSQL is given up: the server hangs, or the network swallows everything."""
 IDLE_S = 20.0
 """Seconds after which PostgreSQL ends a transaction that does nothing: its gateway hangs, or its machine is lost."""
 # Two replicas that start at once; the number is ours, "tiny sd" in ASCII.
 _MIGRATION_LOCK = int.from_bytes(b"tiny sd", "big")
-_MIGRATION_PATIENCE = "10min"
+_MIGRATION_PATIENCE_S = 600.0
 # Mistakes of ours or of our tables, not of the connection.
 _OUR_MISTAKES = (IntegrityError, ProgrammingError, DataError, NotSupportedError)
 # The drivers' own errors come from making a connection, which SQLAlchemy hands on as they are.
@@ -119,7 +121,10 @@ class Database:
         """``url``: as :func:`engine_url` takes it, and raises for it."""
         self.url = engine_url(url)
         self.name = self.url.get_backend_name()
-        self.engine = _sqlite_engine(self.url) if self.name == SQLITE else _postgresql_engine(self.url)
+        if self.name == SQLITE:
+            self.engine = _sqlite_engine(self.url)
+        else:
+            self.engine = _postgresql_engine(self.url, PATIENCE_S, STATEMENT_S)
         self._writing_engine = self.engine.execution_options(begin="BEGIN IMMEDIATE")
         self._reading_sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._writing_sessions = async_sessionmaker(self._writing_engine, expire_on_commit=False)
@@ -163,16 +168,28 @@ class Database:
                 async with self.engine.connect() as connection:
                     await connection.run_sync(migrations.check, self.shown)
                 await asyncio.to_thread(_write_ahead, file)
-            async with self._writing_engine.begin() as connection:
+                await self._upgrade(self._writing_engine)
+            else:
+                patient = _postgresql_engine(self.url, lock_s=_MIGRATION_PATIENCE_S, statement_s=None)
+                try:
+                    await self._upgrade(patient)
+                finally:
+                    await patient.dispose()
+
+    async def _upgrade(self, engine: AsyncEngine) -> None:
+        try:
+            async with engine.begin() as connection:
                 if self.name == POSTGRESQL:
-                    await connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE}'"))
                     await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                 await connection.run_sync(migrations.upgrade, self.shown)
+        except ProgrammingError as error:
+            # Here it is no mistake of ours: the user may use the database, but not make tables in it.
+            raise DatabaseUnavailable(f"{self.shown}: {error.orig}") from error
 
     @property
     def shown(self) -> str:
         """The URL as messages may show it."""
-        return self.url.set(drivername=self.name).render_as_string(hide_password=True)
+        return self.url.set(drivername=self.name, query={}).render_as_string(hide_password=True)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -227,7 +244,7 @@ class Database:
             cause = error.orig if isinstance(error, DBAPIError) else error
             if "file is not a database" in str(cause):
                 raise ForeignDatabase(f"{self.shown}: is no SQLite database") from error
-            raise DatabaseUnavailable(f"{self.shown}: {cause or type(error).__name__}") from error
+            raise DatabaseUnavailable(f"{self.shown}: {str(cause) or type(cause).__name__}") from error
 
 
 def undisturbed(
@@ -270,7 +287,7 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     return engine
 
 
-def _postgresql_engine(url: URL) -> AsyncEngine:
+def _postgresql_engine(url: URL, lock_s: float, statement_s: float | None) -> AsyncEngine:
     return create_async_engine(
         url,
         hide_parameters=True,
@@ -280,9 +297,10 @@ def _postgresql_engine(url: URL) -> AsyncEngine:
         pool_pre_ping=True,  # the server may have been restarted since a connection was used last
         connect_args={
             "timeout": PATIENCE_S,
+            "command_timeout": statement_s,
             "server_settings": {
                 "application_name": "tiny-sd-gateway",
-                "lock_timeout": str(round(PATIENCE_S * 1000)),
+                "lock_timeout": str(round(lock_s * 1000)),
                 "idle_in_transaction_session_timeout": str(round(IDLE_S * 1000)),
             },
         },

@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Self
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tiny_sd_client.parameters import Parameters, parse
@@ -244,10 +244,15 @@ async def picture(database: Database, picture_id: str) -> Picture | None:
 async def depth(database: Database) -> Depth:
     """How many generations wait and run."""
     count = select(func.count()).select_from(GenerationRow)
-    queued = count.where(GenerationRow.state == State.QUEUED).scalar_subquery()
-    processing = count.where(GenerationRow.state == State.PROCESSING).scalar_subquery()
+    queued = count.where(is_in(State.QUEUED)).scalar_subquery()
+    processing = count.where(is_in(State.PROCESSING)).scalar_subquery()
     async with database.reading() as session:
         return Depth(*(await session.execute(select(queued, processing))).one())
+
+
+def is_in(state: State) -> ColumnElement[bool]:
+    """A condition that the indexes of the queue and of leases serve: those know the state as a word, not as a value."""
+    return GenerationRow.state == literal(state.value, literal_execute=True)
 
 
 def generation(row: GenerationRow, at: int) -> Generation:

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tiny_sd_gateway import ledger
 from tiny_sd_gateway.database import Database, now, now_ms, undisturbed
 from tiny_sd_gateway.faults import LeaseLost, UnknownGeneration
-from tiny_sd_gateway.generations import Api, Claim, Generation, Lease, NewPicture, State, generation, take_up
+from tiny_sd_gateway.generations import Api, Claim, Generation, Lease, NewPicture, State, generation, is_in, take_up
 from tiny_sd_gateway.tables import GenerationRow, KeyRow, PictureRow, RateWindow
 
 _BATCH = 100
@@ -51,17 +51,8 @@ async def claim(database: Database, owner: str, lease_s: float) -> Claim | None:
 
     Keys take turns: the next generation is the oldest of the key that has waited for its turn longest.
     """
-    statement = (
-        select(GenerationRow, now())
-        .join(KeyRow, KeyRow.id == GenerationRow.key_id)
-        .where(GenerationRow.state == State.QUEUED, GenerationRow.claimable_at <= now())
-        .order_by(KeyRow.turn, GenerationRow.created_at, GenerationRow.id)
-        .limit(1)
-        # What another worker is taking up in this moment is passed over, not waited for.
-        .with_for_update(of=GenerationRow, skip_locked=True)
-    )
     async with database.writing() as session:
-        found = (await session.execute(statement)).one_or_none()
+        found = await _next(session)
         if found is None:
             return None
         row, at = found
@@ -200,6 +191,24 @@ async def sweep(database: Database, max_attempts: int, ttl_s: float) -> Swept:
     return Swept(outcomes.count(State.QUEUED), outcomes.count(State.FAILED), expired)
 
 
+async def _next(session: AsyncSession) -> tuple[GenerationRow, int] | None:
+    """The generation whose turn it is, locked, and the time."""
+    due = (is_in(State.QUEUED), GenerationRow.claimable_at <= now())
+    waiting = select(GenerationRow.id).where(GenerationRow.key_id == KeyRow.id, *due).exists()
+    for key_id in (await session.scalars(select(KeyRow.id).where(waiting).order_by(KeyRow.turn, KeyRow.id))).all():
+        oldest = (
+            select(GenerationRow, now())
+            .where(GenerationRow.key_id == key_id, *due)
+            .order_by(GenerationRow.created_at, GenerationRow.id)
+            .limit(1)
+            # What another worker is taking up in this moment is passed over, not waited for.
+            .with_for_update(skip_locked=True)
+        )
+        if found := (await session.execute(oldest)).one_or_none():
+            return found[0], found[1]
+    return None
+
+
 async def _leased(session: AsyncSession, lease: Lease) -> GenerationRow:
     """The generation's row, locked. Raises :class:`LeaseLost` if somebody else took it up since."""
     own = (
@@ -272,7 +281,7 @@ async def _count_failure(
 
 
 def _out_of_lease() -> tuple[ColumnElement[bool], ...]:
-    return GenerationRow.state == State.PROCESSING, GenerationRow.lease_until <= now()
+    return is_in(State.PROCESSING), GenerationRow.lease_until <= now()
 
 
 async def _abandoned(database: Database) -> Sequence[str]:

@@ -51,7 +51,7 @@ class RunningGateway:
     """A context manager. ``key`` has 100 credits; a picture of 512x512 and 20 steps costs one."""
 
     def __init__(self, database_url: str, triton: Any | None = None, **settings: Any) -> None:
-        usual: dict[str, Any] = {"sweep_s": 0.2, "lease_s": 2.0, "drain_s": 5.0, "requests_per_minute": 1000}
+        usual: dict[str, Any] = {"sweep_s": 0.2, "lease_s": 30.0, "drain_s": 5.0, "requests_per_minute": 1000}
         self.settings = Settings(database_url=database_url, **{**usual, **settings})
         self.triton = triton or FakeTriton()
         self.app = create_app(self.settings, self.triton)

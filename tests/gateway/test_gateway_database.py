@@ -172,8 +172,9 @@ async def test_a_database_of_a_newer_gateway_is_refused(database: Database) -> N
         await database.migrate()
 
 
-async def test_a_server_that_is_not_there_is_told_without_the_password() -> None:
-    async with Database("postgresql://me:s3cret@127.0.0.1:9/gateway") as database:
+@pytest.mark.parametrize("secret", ["me:s3cret@127.0.0.1:9/gateway", "me:x@127.0.0.1:9/gateway?password=s3cret"])
+async def test_a_server_that_is_not_there_is_told_without_the_password(secret: str) -> None:
+    async with Database(f"postgresql://{secret}") as database:
         for use in (database.ping, database.migrate):
             with pytest.raises(
                 DatabaseUnavailable, match=r"^postgresql://me:\*\*\*@127.0.0.1:9/gateway: .*Connect call failed"
@@ -185,6 +186,26 @@ async def test_a_database_that_the_server_does_not_have_is_told(postgresql: Post
     async with Database(postgresql.url("nowhere")) as database:
         with pytest.raises(DatabaseUnavailable, match='database "nowhere" does not exist'):
             await database.migrate()
+
+
+async def test_a_server_that_lets_nobody_make_tables_is_told(
+    postgresql: PostgreSQL, new_database: Callable[[str], str]
+) -> None:
+    postgresql.execute("CREATE ROLE guest LOGIN")
+    async with Database(new_database("template0").replace("gateway@", "guest@")) as database:
+        with pytest.raises(DatabaseUnavailable, match="permission denied for schema public"):
+            await database.migrate()
+
+
+async def test_a_server_that_does_not_get_done_is_told(
+    new_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STATEMENT_S", 0.3)
+    async with Database(new_database("migrated")) as database:
+        with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
+            async with database.reading() as session:
+                await session.execute(text("SELECT pg_sleep(30)"))
+        await database.ping()
 
 
 async def test_a_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -324,6 +324,6 @@ def test_every_history_adds_up(migrated_file: Path) -> None:
     run_state_machine_as_test(
         History,
         settings=settings(
-            max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=30, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -73,7 +73,8 @@ def test_what_goes_wrong_later_is_the_last_event(gateway: RunningGateway, error:
 def test_closing_the_connection_cancels_and_refunds(gateway: RunningGateway) -> None:
     gateway.triton.held.add(WANTED["prompt"])
     answer = gateway.post(PATH, json=WANTED, stream=True)
-    next(events(answer))
+    told = events(answer)  # kept: an iterator that is thrown away closes the connection
+    next(told)
     assert gateway.balance() == 99_000
     answer.close()
     gateway.triton.wait_for_in_flight(0)
