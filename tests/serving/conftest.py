@@ -6,19 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serving_server import SMALL_SIZES, serve
 
 from local_server import LocalServer
-
-FP32 = {"TINY_SD_PRECISION": "fp32"}
-SMALL_SIZES = {"TINY_SD_SIZES": "128,256,512"}
-
-
-def serve(checkpoint: Path, log: Path, environment: dict[str, str], *arguments: str) -> LocalServer:
-    return LocalServer(
-        env={"TINY_SD_CHECKPOINT": str(checkpoint), **FP32, **environment},
-        extra_args=arguments,
-        log_path=log,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ import pytest
 import trustme
 from callers import grpc, job_ids
 from PIL import Image
+from serving_server import serve
 
-from conftest import serve
 from local_server import LocalServer
 from tiny_sd_client import (
     TLS,

@@ -32,9 +32,9 @@ from callers import (
     tensor,
 )
 from PIL import Image
+from serving_server import SMALL_SIZES, serve
 from tritonclient.utils import InferenceServerException
 
-from conftest import SMALL_SIZES, serve
 from local_server import LocalServer
 from tiny_sd_client import Busy, Client
 
