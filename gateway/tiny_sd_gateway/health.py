@@ -38,7 +38,8 @@ class Health:
         self._database = database
         self._size = size
         self._proved_at = float("-inf")
-        self._broken = False
+        self.broken = False
+        """Whether a model's process was dead when last heard of."""
         self._trying = asyncio.Lock()
 
     def proved(self) -> None:
@@ -47,12 +48,12 @@ class Health:
 
     def finished(self) -> None:
         """A generation got through all models."""
-        self._broken = False
+        self.broken = False
         self.proved()
 
     def broke(self) -> None:
         """A model's process is dead."""
-        self._broken = True
+        self.broken = True
         self._proved_at = float("-inf")
 
     async def problem(self) -> str | None:
@@ -94,6 +95,6 @@ class Health:
             async for event in events:
                 if isinstance(event, Generation):
                     self.finished()
-                elif event.step and not self._broken:
+                elif event.step and not self.broken:
                     self.proved()
                     return

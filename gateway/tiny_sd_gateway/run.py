@@ -26,6 +26,8 @@ class Run:
         self.preview_every = preview_every
         self.keep = keep
         self.caller_left = False
+        self.on_broken = False
+        """Whether Triton was known to be broken when this began: then it is not to blame for that."""
         self.pause_s = 0.0
         """Seconds for which there is no use in starting another one, as this one found out."""
         self.task: asyncio.Task[Finished]

@@ -71,6 +71,7 @@ class Runner:
         keep: whether the pictures are kept in the database, to be fetched later
         """
         run = Run(claim, preview_every=preview_every, keep=keep)
+        run.on_broken = self._health.broken
         run.task = asyncio.create_task(self._run(run), name=f"generation {claim.generation.id}")
         # A failure that nobody waits for is in the database and in the log already.
         run.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -211,30 +212,38 @@ class Runner:
         refusal = refusal_of(error)
         if refusal.status >= 500:
             _log.warning("triton failed", generation=run.generation.id, error=f"{type(error).__name__}: {error}")
-        if is_broken(error):
+        queued = run.generation.api is Api.V2
+        broken = is_broken(error)
+        if broken:
             self._health.broke()
-            error = Unavailable(str(error))  # until somebody restarts it; for a queued one there is time
-        if isinstance(error, Busy | Unavailable):
+        # Whatever kills a model's process each time must not do so for ever; what only found it dead may wait.
+        tried = queued and refusal.status == 500 and not (broken and run.on_broken)
+        if broken or isinstance(error, Busy | Unavailable):
             self._failures += 1
             pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._failures, 10))
             run.pause_s = max(pause, error.retry_after if isinstance(error, Busy) else 0.0)
-            return await self._give_up(run, refusal)
-        if run.generation.api is Api.V2 and refusal.status == 500:
-            settings = self._settings
-            generation = await self._booked(
-                lambda: leases.retry(
-                    self._database,
-                    run.lease,
-                    delay_s=_RETRY_FAULT_S * run.lease.attempt,
-                    status=refusal.status,
-                    message=str(refusal),
-                    max_attempts=settings.max_attempts,
-                    ttl_s=settings.results_ttl_s,
-                )
-            )
-            return _Ended(Ending.FAILED if generation.state.ended else Ending.POSTPONED, refusal)
+            if not tried:
+                return await self._give_up(run, refusal)
+        if tried:
+            return await self._try_again(run, refusal)
         await self._booked(lambda: self._fail(run, refusal))
         return _Ended(Ending.REFUSED if refusal.status < 500 else Ending.FAILED, refusal)
+
+    async def _try_again(self, run: Run, refusal: Refusal) -> _Ended:
+        """Put a queued one back that failed, unless it has failed too often."""
+        settings = self._settings
+        generation = await self._booked(
+            lambda: leases.retry(
+                self._database,
+                run.lease,
+                delay_s=_RETRY_FAULT_S * run.lease.attempt,
+                status=refusal.status,
+                message=str(refusal),
+                max_attempts=settings.max_attempts,
+                ttl_s=settings.results_ttl_s,
+            )
+        )
+        return _Ended(Ending.FAILED if generation.state.ended else Ending.POSTPONED, refusal)
 
     async def _give_up(self, run: Run, refusal: Refusal) -> _Ended:
         """Put a queued one back; one that somebody waits for fails."""

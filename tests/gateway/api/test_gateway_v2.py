@@ -146,7 +146,7 @@ def test_an_idempotency_key_gets_the_same_request(gateway: RunningGateway) -> No
 
 @pytest.mark.parametrize(
     "error",
-    [Busy("4 of 4 generations are in flight", retry_after=0.1), Unavailable("grpc://triton:8001: gone"), STUB_DIED],
+    [Busy("4 of 4 generations are in flight", retry_after=0.1), Unavailable("grpc://triton:8001: gone")],
 )
 @pytest.mark.parametrize("when", ["at_start", "midway"])
 def test_the_queue_waits_until_triton_can(start_gateway: StartGateway, error: Exception, when: str) -> None:
@@ -158,6 +158,27 @@ def test_the_queue_waits_until_triton_can(start_gateway: StartGateway, error: Ex
     assert len({asked.job_id for asked in gateway.triton.asked}) == 3
     assert {asked.parameters.seed for asked in gateway.triton.asked} == {7}
     assert gateway.balance() == 99_000
+
+
+def test_what_finds_a_model_dead_waits_until_it_lives(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(max_attempts=1)
+    gateway.triton.at_start.extend([STUB_DIED] * 3)
+    assert gateway.post(f"/v1/{SLUG}", json=PROMPT).status_code == 500
+    body = gateway.post(PATH, json=PROMPT).json()
+    assert wait_for_end(gateway, body)["status"] == "COMPLETED"
+    assert len(gateway.triton.asked) == 4
+    assert gateway.balance() == 99_000
+
+
+def test_what_kills_a_model_each_time_is_given_up(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(max_attempts=2)
+    gateway.triton.midway.append(STUB_DIED)
+    body = gateway.post(PATH, json=PROMPT).json()
+    wait_until(lambda: gateway.triton.midway == [] and gateway.triton.in_flight == 0)
+    assert gateway.get("/readyz").status_code == 200
+    gateway.triton.midway.append(STUB_DIED)
+    assert wait_for_end(gateway, body)["status"] == "FAILED"
+    assert gateway.balance() == 100_000
 
 
 def test_a_fault_is_tried_again_and_given_up_after_max_attempts(start_gateway: StartGateway) -> None:
