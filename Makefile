@@ -5,13 +5,16 @@ BIN := .venv/bin
 # Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve test test-page lint format setup bench bench-gpu clean
+.PHONY: demo serve gateway test test-page lint format setup bench bench-gpu clean
 
 demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
 
 serve: setup ## start the server; options: make serve ARGS="--free-ports"
 	$(BIN)/python tools/serve.py $(ARGS)
+
+gateway: setup ## Triton, and the REST API and the playground in front of it; options: make gateway ARGS="--port 9000"
+	$(BIN)/python tools/gateway.py $(ARGS)
 
 test: setup ## all tests, on a real Triton, and real databases
 	tests/packages.sh

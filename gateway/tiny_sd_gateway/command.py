@@ -106,7 +106,12 @@ def _serve(options: argparse.Namespace) -> int:
             f"It is shown only now:\n\n    {first.secret}\n\n"
         )
         sys.stdout.flush()
-    server.run(settings)
+
+    def ready(url: str) -> None:
+        sys.stdout.write(f"Playground: {url}{f'#key={first.secret}' if first else ''}\n")
+        sys.stdout.flush()
+
+    server.run(settings, ready)
     return 0
 
 

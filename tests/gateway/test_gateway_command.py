@@ -130,19 +130,25 @@ def test_the_first_start_prints_a_key_and_the_next_one_does_not(
     command: Command, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Settings] = []
-    monkeypatch.setattr(server, "run", served.append)
+
+    def run(settings: Settings, ready: Callable[[str], None]) -> None:
+        served.append(settings)
+        ready("http://localhost:1234/")
+
+    monkeypatch.setattr(server, "run", run)
     monkeypatch.setenv("TINY_SD_GATEWAY_DEV_KEY_CREDITS", "12.5")
     out = command("run", "--host", "0.0.0.0", "--port", "1234")
     secret = re.search(SECRET, out)
     assert secret
     assert "12.5 credits" in out
+    assert f"\nPlayground: http://localhost:1234/#key={secret[0]}\n" in out
     assert found(database_url, secret[0]).id == 1
-    assert command("run") == ""
+    assert command("run") == "Playground: http://localhost:1234/\n"
     assert [(settings.host, settings.port) for settings in served] == [("0.0.0.0", 1234), ("127.0.0.1", 8080)]
 
 
 def test_no_key_is_made_where_none_is_wanted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "run", lambda settings: None)
+    monkeypatch.setattr(server, "run", lambda settings, ready: None)
     monkeypatch.setenv("TINY_SD_GATEWAY_DEV_KEY_CREDITS", "0")
     assert command("run") == ""
     assert command("keys", "list", "--json") == ""

@@ -121,12 +121,17 @@ class LocalServer:
 
     def wait(self, on_line: OnLine | None = None) -> NoReturn:
         """Watch a started server; raises ServerDied when it stops by itself, and never returns."""
-        process = self._running()
-        while process.poll() is None:
-            self._read_log(on_line)
+        while True:
+            self.check(on_line)
             time.sleep(_POLL_S)
+
+    def check(self, on_line: OnLine | None = None) -> None:
+        """Raise ServerDied if a started server has stopped by itself."""
+        process = self._running()
+        ended = process.poll() is not None  # asked before the log is read, so that its last lines are seen
         self._read_log(on_line)
-        raise self._died(process.returncode, "while serving", last_errors(self._log.recent))
+        if ended:
+            raise self._died(process.returncode, "while serving", last_errors(self._log.recent))
 
     def stop(self) -> None:
         """Let requests in flight finish, then end every process and remove what they left. Safe to call again.
@@ -212,7 +217,7 @@ class LocalServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and the stubs are one group
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509 -- it makes a single system call
+                preexec_fn=die_with_parent(),  # noqa: PLW1509 -- it makes a single system call
             )
         self._log = LogFile(self.log_path)
 
@@ -270,7 +275,7 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """What a child runs to get a SIGTERM when this process ends in any way, kill -9 included.
 
     Linux ties this to the thread that starts the child, so a thread that may end before the process cannot use it.
