@@ -40,12 +40,14 @@ bench: setup ## diffusers, engine and server side by side on this CPU; half an h
 	$(BENCH) --device CPU --architecture test --repeats 10 --out $(REPORTS)/cpu-test.md
 	$(BENCH) --device CPU --architecture test --scenario mixed --repeats 4 --out $(REPORTS)/cpu-test-mixed.md
 	$(BENCH) --device CPU --architecture test --scenario throughput --repeats 3 --out $(REPORTS)/cpu-test-throughput.md
+	$(BENCH) --device CPU --architecture test --scenario gateway --repeats 20 --out $(REPORTS)/cpu-test-gateway.md
 	$(BENCH) --device CPU --architecture tiny-sd --repeats 2 --out $(REPORTS)/cpu-tiny-sd.md
 
 bench-gpu: setup ## the same on the GPU
 	$(BENCH) --device GPU --architecture tiny-sd --repeats 6 --out $(REPORTS)/gpu-tiny-sd.md
 	$(BENCH) --device GPU --architecture tiny-sd --scenario mixed --repeats 4 --out $(REPORTS)/gpu-tiny-sd-mixed.md
 	$(BENCH) --device GPU --architecture tiny-sd --scenario throughput --repeats 2 --out $(REPORTS)/gpu-tiny-sd-throughput.md
+	$(BENCH) --device GPU --architecture tiny-sd --scenario gateway --repeats 20 --out $(REPORTS)/gpu-tiny-sd-gateway.md
 
 setup: .venv/installed ## install everything into .venv
 

@@ -64,7 +64,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--scenario", choices=("latency", "throughput", "mixed"), default="latency", help="what to measure")
+    add("--scenario", choices=("latency", "throughput", "mixed", "gateway"), default="latency", help="what to measure")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--architecture", choices=ARCHITECTURES, default="tiny-sd", help="of random weights")
     which.add_argument("--checkpoint", type=Path, metavar="DIR", help="a diffusers folder instead of random weights")
@@ -106,13 +106,15 @@ def make_setup(options: argparse.Namespace) -> Setup:
 
 def measure(setup: Setup, options: argparse.Namespace) -> Report:
     """Run the scenario that was asked for."""
-    from benchmark.latency import latency  # noqa: PLC0415 -- as in main
+    from benchmark.gateway import overhead  # noqa: PLC0415 -- as in main
+    from benchmark.latency import latency  # noqa: PLC0415
     from benchmark.mixed import mixed  # noqa: PLC0415
     from benchmark.throughput import throughput  # noqa: PLC0415
 
     if options.scenario == "latency":
         return latency(setup, options.repeats, options.contenders)
-    return {"throughput": throughput, "mixed": mixed}[options.scenario](setup, options.repeats)
+    scenarios = {"throughput": throughput, "mixed": mixed, "gateway": overhead}
+    return scenarios[options.scenario](setup, options.repeats)
 
 
 def write(report: Report, circumstances: dict[str, str], options: argparse.Namespace) -> None:

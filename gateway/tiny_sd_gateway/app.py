@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -42,7 +43,7 @@ def create_app(settings: Settings, client: Triton | None = None) -> FastAPI:
         finally:
             await service.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its /docs needs nothing from elsewhere
         title="Tiny-SD",
         version=version("tiny-sd-gateway"),
         description=_DESCRIPTION,

@@ -60,7 +60,7 @@ def coerced(value: object, kind: type | None) -> object:
 
 def ignored_header(names: Iterable[str]) -> dict[str, str]:
     """The response header that names what was sent but has no meaning here; none for nothing."""
-    shown = [quote(name[:64], safe="", errors="replace") for name in names]
+    shown = [quote(name[:64], safe="", errors="replace") or '""' for name in names]
     if len(shown) > _MAX_IGNORED_SHOWN:
         shown = [*shown[:_MAX_IGNORED_SHOWN], f"and-{len(shown) - _MAX_IGNORED_SHOWN}-more"]
     return {"x-ignored-parameters": ", ".join(shown)} if shown else {}

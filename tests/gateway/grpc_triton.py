@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -23,6 +24,7 @@ class GrpcTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self) -> None:
         self.held: set[str] = set()
+        self.seconds_per_step = 0.0
         self.prompts: list[str] = []
         self.left: list[str] = []
         self.metadata: dict[str, dict[str, str]] = {}
@@ -75,6 +77,7 @@ class GrpcTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             self._changed.notify_all()
         context.add_callback(lambda: self._gone(prompt))
         for step in range(STEPS + 1):
+            time.sleep(self.seconds_per_step)
             last = step == STEPS
             answer = service_pb2.ModelInferResponse(model_name=request.model_name)
             for name, value in (("job_id", request.id.encode()), ("stage", b"done" if last else b"denoising")):

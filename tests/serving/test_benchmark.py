@@ -39,6 +39,24 @@ def test_three_contenders_make_the_same_picture_and_are_reported(checkpoint: Pat
     assert all(peak["resident_bytes"] > 10 * 2**20 for peak in measured["peaks"])
 
 
+def test_the_gateway_is_compared_with_triton_itself(checkpoint: Path, tmp_path: Path) -> None:
+    measurements = tmp_path / "report.json"
+    options = [f"--checkpoint={checkpoint}", "--repeats=2", "--size=128", "--device=CPU", "--scenario=gateway"]
+    done = subprocess.run(
+        [sys.executable, "tools/bench.py", *options, f"--json={measurements}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Both give the same file for the same request." in done.stdout
+    measured = json.loads(measurements.read_text())["measurements"]
+    assert {name: len(seconds) for name, seconds in measured["seconds"].items()} == {"Triton": 2, "gateway": 2}
+    assert {"Triton: tritonserver", "gateway"} <= {peak["process"] for peak in measured["peaks"]}
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "tools/bench.py", f"--checkpoint={tmp_path}"],

@@ -32,6 +32,11 @@ class Served:
         self.make = ask
         self._server = server
 
+    @property
+    def url(self) -> str:
+        """Triton's gRPC endpoint, host:port."""
+        return self._server.grpc_url
+
     def connect(self) -> AbstractContextManager[Ask]:
         """Another client, for another thread."""
         return _connect(self._server.grpc_url)

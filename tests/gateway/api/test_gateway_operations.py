@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -150,7 +151,12 @@ def test_the_licence_has_the_use_restrictions(gateway: RunningGateway) -> None:
 
 
 def test_the_documentation_says_what_the_answers_are(gateway: RunningGateway) -> None:
-    assert "/openapi.json" in gateway.get("/docs", key="").text
+    page = gateway.get("/docs", key="").text
+    assert "/openapi.json" in page
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(loaded) >= 2
+    for url in loaded:  # nothing from elsewhere
+        assert gateway.get(url, key="").status_code == 200
     document = gateway.get("/openapi.json", key="").json()
     v1 = document["paths"][PATH]["post"]
     assert v1["requestBody"]["content"]["application/json"]["example"]["scheduler"] == "dpmpp_2m"

@@ -99,6 +99,7 @@ def test_unknown_names_are_ignored_and_listed(gateway: RunningGateway) -> None:
     answer = gateway.post(PATH, json={**PROMPT, **strange, "style": None})
     assert answer.status_code == 200
     assert answer.headers["x-ignored-parameters"] == "strength, a%2C%20b, gr%C3%B6%C3%9Fe%3F"
+    assert gateway.post(PATH, json={**PROMPT, "": 1}).headers["x-ignored-parameters"] == '""'
     many = gateway.post(PATH, json={**PROMPT, **{f"name{i}": i for i in range(1000)}})
     assert many.headers["x-ignored-parameters"].endswith("name19, and-980-more")
 
