@@ -45,9 +45,9 @@ class GrpcTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.held.clear()
         self._server.stop(grace=None).wait()
 
-    def wait_for(self, condition: Any) -> None:
+    def wait_for(self, condition: Any, seconds: float = 30) -> None:
         with self._changed:
-            assert self._changed.wait_for(condition, 30), "it did not come to pass"
+            assert self._changed.wait_for(condition, seconds), "it did not come to pass"
 
     def ServerReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - Triton's names
         return service_pb2.ServerReadyResponse(ready=True)
