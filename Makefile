@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve gateway test test-page lint format setup bench bench-gpu clean
+.PHONY: demo serve gateway test lint format setup bench bench-gpu clean
 
 demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
@@ -16,13 +16,9 @@ serve: setup ## start the server; options: make serve ARGS="--free-ports"
 gateway: setup ## Triton, and the REST API and the playground in front of it; options: make gateway ARGS="--port 9000"
 	$(BIN)/python tools/gateway.py $(ARGS)
 
-test: setup ## all tests, on a real Triton, and real databases
+test: setup ## all tests, on a real Triton, real databases and a real browser; options: make test ARGS="-k stream"
 	tests/packages.sh
-	$(BIN)/python -m pytest $(ARGS)
-
-test-page: setup ## the playground page in a real Chromium; three minutes on two cores
-	tests/packages.sh
-	$(BIN)/python -m pytest tests/browser $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

@@ -311,19 +311,21 @@ async def test_many_writers_of_one_process_all_get_their_turn(database: Database
     await audit(database)
 
 
-async def test_cancelled_callers_leave_neither_locks_nor_half_transactions(database: Database) -> None:
-    new = await keys.create(database, "me")
+async def test_cancelled_callers_leave_neither_locks_nor_half_transactions(database_url: str) -> None:
     dice = random.Random(5)
-    for _ in range(10):
-        tasks = [asyncio.create_task(ledger.credit(database, new.key.id, 1)) for _ in range(20)]
-        for task in dice.sample(tasks, 15):
-            await asyncio.sleep(dice.uniform(0, 0.004))
-            task.cancel()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(outcome, (int, asyncio.CancelledError)) for outcome in outcomes)
-    done = await ledger.balance(database, new.key.id)
-    assert await ledger.credit(database, new.key.id, 1) == done + 1
-    await audit(database)
+    async with Database(database_url) as database:  # which waits for what they left under way when it closes
+        new = await keys.create(database, "me")
+        for _ in range(10):
+            tasks = [asyncio.create_task(ledger.credit(database, new.key.id, 1)) for _ in range(20)]
+            for task in dice.sample(tasks, 15):
+                await asyncio.sleep(dice.uniform(0, 0.004))
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(outcome, (int, asyncio.CancelledError)) for outcome in outcomes)
+    async with Database(database_url) as database:
+        done = await ledger.balance(database, new.key.id)
+        assert await ledger.credit(database, new.key.id, 1) == done + 1
+        await audit(database)
 
 
 def test_sqlite_commits_survive_a_power_cut_and_writers_wait_for_their_turn(migrated_file: Path) -> None:
