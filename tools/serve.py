@@ -10,8 +10,10 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -19,6 +21,9 @@ from local_server import LocalServer, ModelProgress, OnLine, Ports, ServeError
 from local_server.checkpoint import VARIABLE, choose_checkpoint
 from local_server.install import ROOT
 
+_POLL_S = 0.2
+_CHECK_S = 60
+"""A check's first step waits its turn among the generations in flight."""
 MODEL_REPOSITORY = ROOT / "model_repository"
 
 # The libraries' progress bars and advice to developers would drown ours.
@@ -67,6 +72,8 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     try:
         start(server, console, on_line)
         print_endpoints(server, console)
+        if options.supervise:
+            supervise(server, console, options.supervise, on_line)
         server.wait(on_line)
     except KeyboardInterrupt:
         console.print("Stopping; Ctrl-C again to stop at once.")
@@ -113,6 +120,29 @@ def start(server: LocalServer, console: Console, on_line: OnLine | None) -> None
         server.start(on_progress, on_line)
 
 
+def supervise(server: LocalServer, console: Console, every_s: float, on_line: OnLine | None) -> NoReturn:
+    """Start the server again whenever it has stopped, or can make no pictures; return never.
+
+    A model's process that dies or hangs leaves Triton running, and ready by its own word. So every `every_s` seconds a
+    picture is begun. Raises ServeError if the server does not start again.
+    """
+    from tiny_sd_client import Client, TinySDError  # noqa: PLC0415 -- needs the path that main sets
+    from tiny_sd_client.health import check  # noqa: PLC0415
+
+    with Client(f"grpc://{server.grpc_url}", patience=0) as client:
+        while True:
+            try:
+                due = time.monotonic() + every_s
+                while time.monotonic() < due:
+                    server.check(on_line)
+                    time.sleep(_POLL_S)
+                check(client, _CHECK_S)
+            except (ServeError, TinySDError) as error:
+                console.print(f"{time.strftime('%H:%M:%S')}  {str(error).splitlines()[0]}; starting again")
+                server.kill()
+                start(server, console, on_line)
+
+
 def print_endpoints(server: LocalServer, console: Console) -> None:
     """Where the server can be reached."""
     console.print("Ready. Ctrl-C stops.")
@@ -144,6 +174,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-repository", type=_folder, default=MODEL_REPOSITORY, metavar="PATH", help="the models to load")
     add("--log", type=Path, metavar="FILE", help="Triton's log; else .cache/triton/<HTTP port>.log")
     add("--verbose", action="store_true", help="show Triton's log here too")
+    add(
+        "--supervise",
+        type=float,
+        nargs="?",
+        const=15.0,
+        metavar="SECONDS",
+        help="begin a picture every so often (15 s without a number), and start the server again if it cannot",
+    )
     add("--ready-timeout", type=float, default=600, metavar="SECONDS", help="give up if not ready by then")
     add("--exit-timeout", type=int, default=30, metavar="SECONDS", help="time for running requests to finish at a stop")
     return parser

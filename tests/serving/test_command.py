@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from callers import change_of, grpc, job_ids
 from PIL import Image
+from serving_server import SMALL_SIZES, serve
 
 from local_server import LocalServer
 from local_server.install import ROOT
@@ -214,6 +215,28 @@ def test_a_generation_is_listed_and_cancelled_by_its_id(tiny_sd: Command, server
     assert again.stderr == f"tiny-sd: {job_id}: no generation in flight has this id; it has ended or never was\n"
 
 
+@pytest.mark.parametrize("how", [[], ["--whole"]])
+def test_a_check_finds_a_server_healthy_and_leaves_nothing_behind(
+    how: list[str], tiny_sd: Command, server: LocalServer
+) -> None:
+    with change_of(server.metrics_url) as change:
+        done = tiny_sd("check", *how)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
+        wait_until_idle(server)
+    assert change["nv_inference_exec_count_total:text_encoder"] > 0, "no answer from the cache tells anything"
+    assert change["nv_inference_count_total:vae_decoder"] == len(how)
+
+
+def test_a_server_is_drained_when_nothing_is_in_flight(tiny_sd: Command, server: LocalServer) -> None:
+    with tiny_sd.started("generate", *LONG) as process:
+        job_in_flight(server)
+        hurried = tiny_sd("drain", "--timeout", "0.1", "--json")
+        assert (hurried.returncode, json.loads(hurried.stderr)["error"]) == (4, "DeadlineExceeded")
+        drained = tiny_sd("drain")
+        assert (drained.returncode, drained.stdout, drained.stderr) == (0, "drained\n", "")
+        assert process.wait(10) == 0
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_an_interrupt_stops_the_server_as_well(many: bool, tiny_sd: Command, server: LocalServer) -> None:
     (tiny_sd.folder / "prompts.txt").write_text("a cat\na dog\n")
@@ -273,11 +296,32 @@ def test_a_full_server_is_busy_for_the_impatient(narrow_server: LocalServer, tmp
             assert time.monotonic() < end
             time.sleep(0.05)
         done = tiny_sd("generate", "a dog", "--patience", "0", "--json")
+        assert tiny_sd("check").stdout == "healthy\n"
     assert (done.returncode, done.stdout) == (3, "")
     told = json.loads(done.stderr)
     assert (told["error"], told["in_flight"], told["limit"]) == ("Busy", 4, 4)
     assert told["retry_after"] > 0
     wait_until_idle(narrow_server)
+
+
+def test_a_check_notices_a_model_that_has_died(checkpoint: Path, tmp_path: Path) -> None:
+    with serve(checkpoint, tmp_path / "log", SMALL_SIZES) as server:
+        tiny_sd = over_grpc(server, tmp_path)
+        kill_stub(server, "vae_decoder")
+        assert tiny_sd("check").returncode == 0  # it does not go so far
+        whole = tiny_sd("check", "--whole")
+        assert (whole.returncode, whole.stdout) == (1, "")
+        kill_stub(server, "unet")
+        assert tiny_sd("check").returncode == 1
+        assert tiny_sd("status").returncode == 0, "Triton itself has not noticed"
+
+
+def kill_stub(server: LocalServer, model: str) -> None:
+    (stub,) = (
+        process for process in server.process_tree() if any(f"/{model}/1/model.py" in a for a in process.cmdline())
+    )
+    stub.kill()
+    stub.wait(10)
 
 
 def test_a_terminal_shows_the_steps_and_the_preview(tiny_sd: Command) -> None:

@@ -91,7 +91,39 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             command.add_argument("job_ids", nargs="+", metavar="ID", help="as tiny-sd jobs shows it")
         _add_scripting_option(command)
         _add_connection_options(command)
+
+    _add_health_commands(commands)
     return parser.parse_args(arguments)
+
+
+def _add_health_commands(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="find out whether the server can make pictures",
+        description="Begin a picture and leave it at its first step; a full server is watched getting on instead. For "
+        "health checks: Triton goes on calling itself ready when the process of one of its models is dead.",
+        epilog=EXPLANATION,
+    )
+    check.add_argument(
+        "--whole", action="store_true", help="finish the picture, which tries the VAE decoder as well; for GPUs"
+    )
+    drain = commands.add_parser(
+        "drain",
+        help="wait until nothing is in flight",
+        description="Wait until no generation is in flight, before the server is stopped. It does not keep anybody "
+        "from sending more: take the server out of its load balancer first.",
+        epilog=EXPLANATION,
+    )
+    for command, seconds in ((check, 30.0), (drain, 300.0)):
+        command.add_argument(
+            "--timeout",
+            type=_within(float, 0.001),
+            default=seconds,
+            metavar="SECONDS",
+            help="in all. Default: %(default)g",
+        )
+        _add_scripting_option(command)
+        _add_connection_options(command)
 
 
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:

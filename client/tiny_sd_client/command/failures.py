@@ -34,7 +34,7 @@ exit codes:
        read or written
   2    wrong usage, an invalid parameter, or a picture without parameters
   3    the server is busy
-  4    the timeout passed
+  4    the timeout passed; of a check: the server is not healthy
   5    the generation was cancelled, or no generation has this id
   {INTERRUPTED}  interrupted by Ctrl-C; the server stops as well
 

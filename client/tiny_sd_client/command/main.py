@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from tiny_sd_client.command import generate, server, show
+from tiny_sd_client.command import generate, health, server, show
 from tiny_sd_client.command.arguments import parse_arguments
 from tiny_sd_client.command.failures import INTERRUPTED, Failure, report
 
@@ -18,6 +18,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": server.status,
     "jobs": server.jobs,
     "cancel": server.cancel,
+    "check": health.check,
+    "drain": health.drain,
 }
 
 
