@@ -16,10 +16,14 @@ from drawings.sampling import resolved
 from drawings.scene import Landscape, Scene, Shapes
 from drawings.shapes import SHAPES, Array
 
-RADII = {"small": 0.09, "medium": 0.15, "large": 0.26}
+RADII = {"small": 0.11, "medium": 0.17, "large": 0.26}
 """Radius of a shape of each size, in units of the picture's shorter side."""
 
-_MARGIN = 0.04
+# Drawings of the same words differ by little: a network that cannot know where an edge will be draws a blur between all
+# the places where it may be, and learns of shapes only that they are somehow round.
+_SWAY = 0.01
+"""How far a group may stand off its place to either side, as a share of the axis."""
+_MARGIN = 0.05
 _GAP = 2.5  # distance of neighbouring shapes' middles, in radii
 
 
@@ -47,14 +51,14 @@ def draw(scene: Scene, width: int = 512, height: int = 512) -> NDArray[np.uint8]
 def placements(scene: Shapes, across: float, down: float) -> list[Placement]:
     """Where the shapes of a scene stand on a picture `across` by `down` units large."""
     rng = np.random.default_rng([scene.variation, 1])
-    radius = RADII[scene.size] * rng.uniform(0.93, 1.07)
+    radius = RADII[scene.size] * rng.uniform(0.97, 1.03)
     offsets = _arrangement(scene, rng)
     reach_x = radius * (1.08 + max(abs(x) for x, _ in offsets))
     reach_y = radius * (1.08 + max(abs(y) for _, y in offsets))
     x = across * _along(scene.position, ("left", "right"), reach_x / across, rng)
     y = down * _along(scene.position, ("top", "bottom"), reach_y / down, rng)
-    lean = rng.uniform(-0.07, 0.07)
-    return [Placement(x + dx * radius, y + dy * radius, radius, lean + rng.uniform(-0.03, 0.03)) for dx, dy in offsets]
+    lean = rng.uniform(-0.03, 0.03)
+    return [Placement(x + dx * radius, y + dy * radius, radius, lean + rng.uniform(-0.01, 0.01)) for dx, dy in offsets]
 
 
 def _arrangement(scene: Shapes, rng: np.random.Generator) -> Sequence[tuple[float, float]]:
@@ -71,12 +75,12 @@ def _arrangement(scene: Shapes, rng: np.random.Generator) -> Sequence[tuple[floa
 def _along(position: str, sides: tuple[str, str], reach: float, rng: np.random.Generator) -> float:
     """The middle of a group that reaches so far to either side, as a share of an axis; `sides` are its two ends."""
     edge = max(reach + _MARGIN, 0.24)
-    jitter = rng.uniform(-0.03, 0.03)
+    sway = rng.uniform(-_SWAY, _SWAY)
     if sides[0] in position:
-        return edge + (jitter + 0.03) / 2
+        return edge + (sway + _SWAY) / 2
     if sides[1] in position:
-        return 1 - edge - (jitter + 0.03) / 2
-    return 0.5 + jitter
+        return 1 - edge - (sway + _SWAY) / 2
+    return 0.5 + sway
 
 
 def _paint_shapes(canvas: Canvas, scene: Shapes) -> None:
