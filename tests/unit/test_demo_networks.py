@@ -9,20 +9,18 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from demo_recipe import autoencoder
-from demo_recipe.networks import write_pooled, write_untrained
+from demo_recipe.networks import write_untrained
 from distillation.surgery import make_student
 
 ROWS = 2
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Before and after the U-Net is told of the pooled text."""
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     AutoencoderKL(**autoencoder.ARCHITECTURE).save_pretrained(folder / "vae")
-    write_untrained(folder / "vae", folder / "before", seed=1)
-    write_pooled(folder / "before", folder / "after", seed=1)
-    return folder / "before", folder / "after"
+    write_untrained(folder / "vae", folder / "untrained", seed=1)
+    return folder / "untrained"
 
 
 def predictions(unet: UNet2DConditionModel) -> torch.Tensor:
@@ -34,30 +32,19 @@ def predictions(unet: UNet2DConditionModel) -> torch.Tensor:
     return made
 
 
-def load(checkpoint: Path) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(checkpoint / "unet", local_files_only=True).eval()
+def test_the_same_seed_gives_the_same_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    write_untrained(checkpoint / "vae", tmp_path / "again", seed=1)
+    files = {path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()}
+    assert all((checkpoint / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
 
 
-def test_being_told_of_the_pooled_text_changes_nothing_at_first(checkpoints: tuple[Path, Path]) -> None:
-    before, after = map(load, checkpoints)
-    assert torch.equal(predictions(before), predictions(after))
-    assert after.config.addition_embed_type == "text"
-    with torch.no_grad():
-        after.add_embedding.norm2.weight.fill_(1)
-    assert not torch.equal(predictions(before), predictions(after))
-
-
-def test_the_rest_of_the_checkpoint_is_kept(checkpoints: tuple[Path, Path]) -> None:
-    before, after = checkpoints
-    files = {path.relative_to(before) for path in before.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(after) for path in after.rglob("*") if path.is_file()}
-    for file in files:
-        assert file.parts[0] == "unet" or (before / file).read_bytes() == (after / file).read_bytes()
-
-
-def test_the_student_is_told_as_well_and_has_55_percent_fewer_parameters(checkpoints: tuple[Path, Path]) -> None:
-    teacher = load(checkpoints[1])
+def test_the_student_is_told_of_the_pooled_text_as_well_and_has_55_percent_fewer_parameters(checkpoint: Path) -> None:
+    teacher = UNet2DConditionModel.from_pretrained(checkpoint / "unet", local_files_only=True).eval()
     student = make_student(teacher, "tiny")
-    assert student.config.addition_embed_type == "text"
     assert student.num_parameters() < 0.45 * teacher.num_parameters()
-    assert predictions(student).shape == predictions(teacher).shape
+    before = predictions(student)
+    assert before.shape == predictions(teacher).shape
+    with torch.no_grad():
+        student.add_embedding.norm2.bias.add_(1)
+    assert not torch.equal(predictions(student), before)

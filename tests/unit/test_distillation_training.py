@@ -236,16 +236,6 @@ def test_what_was_half_saved_or_logged_too_far_does_not_count(options: Options) 
     assert not (training / ".state").exists()
 
 
-def test_a_run_can_be_broken_off_on_purpose(options: Options) -> None:
-    whole = change(options, out=options.out.with_name("whole"))
-    train(whole)
-    train(options, until=4)
-    assert losses(options) == losses(whole)[:4]
-    assert (options.out / UNET).is_file()
-    train(options, resume=True, until=100)
-    assert losses(options) == losses(whole)
-
-
 def test_resuming_what_never_began_begins(options: Options) -> None:
     train(options, resume=True)
     assert len(losses(options)) == 6

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 
 from checkpoints.conversion import convert
 from demo_recipe import autoencoder
-from demo_recipe.networks import write_pooled, write_untrained
+from demo_recipe.networks import write_untrained
 from distillation.options import Options
 from distillation.plot import plot
 from distillation.record import read
@@ -22,7 +22,7 @@ from distillation.trainer import train
 from local_server.install import ROOT
 
 _SEED = 0
-_PICTURES = "drawings:2500"
+_PICTURES = "drawings:5000"
 CURVES = ROOT / "docs" / "demo-checkpoint"
 _CARD = Path(__file__).with_name("card.md")
 
@@ -46,20 +46,11 @@ def make_decoder(work: Path) -> None:
 
 def make_teacher(work: Path) -> None:
     """U-Net and text encoder from scratch: ``work/teacher``. First on small pictures, of which a step takes many."""
-    untrained, with_pooled = work / "untrained", work / "with-pooled-text"
-    begun, small, pooled, teacher = (
-        work / name for name in ("teacher-begun", "teacher-small", "teacher-pooled", "teacher")
-    )
+    untrained, small, teacher = (work / name for name in ("untrained", "teacher-small", "teacher"))
     if not untrained.is_dir():
         write_untrained(work / "encoder" / "vae", untrained, _SEED)
-    train(_teacher(work, untrained, begun, "drawings:5000", size=256, batch=32, steps=1800, rate=7e-4), resume=True)
-    # Broken off when it was clear that attention alone was slow to learn what is where.
-    slow = _teacher(work, begun, small, "drawings:10000", size=256, batch=32, steps=6000, rate=7e-4)
-    train(slow, resume=True, until=3600)
-    if not with_pooled.is_dir():
-        write_pooled(small, with_pooled, _SEED)
-    train(_teacher(work, with_pooled, pooled, "drawings:10000", size=256, batch=32, steps=1500, rate=7e-4), resume=True)
-    train(_teacher(work, pooled, teacher, _PICTURES, size=512, batch=16, steps=1600, rate=5e-4), resume=True)
+    train(_teacher(work, untrained, small, "drawings:10000", size=256, batch=32, steps=3000, rate=1e-3), resume=True)
+    train(_teacher(work, small, teacher, _PICTURES, size=512, batch=16, steps=3000, rate=7e-4), resume=True)
 
 
 def make_student(work: Path) -> None:
@@ -99,12 +90,7 @@ def draw_curves(work: Path, out: Path) -> None:
 
 _CURVES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"decoder": "decoder"},
-    "teacher": {
-        "256 pixels": "teacher-begun",
-        "more": "teacher-small",
-        "pooled text": "teacher-pooled",
-        "512 pixels": "teacher",
-    },
+    "teacher": {"256 pixels": "teacher-small", "512 pixels": "teacher"},
     "student": {"student": "student"},
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }

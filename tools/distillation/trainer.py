@@ -33,19 +33,18 @@ _FEW_LATENTS = 32 * 32
 _SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
 
 
-def train(options: Options, *, resume: bool = False, until: int | None = None) -> None:
+def train(options: Options, *, resume: bool = False) -> None:
     """Train a student and write it to `options.out`, a checkpoint in diffusers' layout, each time the state is saved.
 
     `out/training` holds the options, the losses (losses.jsonl, losses.png) and the last saved state. With `resume` the
     run goes on from there, or begins if there is none; its steps are those it would have taken without the break.
-    `until`: the step after which it is broken off, with the checkpoint written.
 
     Raises DistillError, and the engine's CheckpointError.
     """
     _claim(options, resume)
     accelerator = _accelerator(options)
     with Reporter(silent=not accelerator.is_main_process) as reporter:
-        Run(options, accelerator, reporter).train(until)
+        Run(options, accelerator, reporter).train()
 
 
 class Run:
@@ -108,17 +107,16 @@ class Run:
         weights = Weights(options.w_out, options.w_feat)
         return batches, Lesson(networks, student, weights, moments=latents.encode, embeddings=embeddings.encode)
 
-    def train(self, until: int | None = None) -> None:
-        """Take the steps that are left, or those up to `until`, and save."""
-        last = self._options.steps if until is None else min(until, self._options.steps)
+    def train(self) -> None:
+        """Take the steps that are left, and save."""
         batches = self._remaining_batches()
         advance = self._reporter.begin("Training", self._options.steps, self._step)
         with Record(self._training / "losses.jsonl", after=self._step) as record, self._attention():
-            while self._step < last:
+            while self._step < self._options.steps:
                 entry = self._take_step(batches)
                 record.add(entry)
                 advance(1, f"loss {entry.loss:.4f}")
-                if self._step % self._options.save_every == 0 and self._step < last:
+                if self._step % self._options.save_every == 0 and self._step < self._options.steps:
                     self._save()
         self._save()
 
