@@ -18,7 +18,7 @@ gateway: setup ## Triton, and the REST API and the playground in front of it; op
 
 test: setup ## all tests, on a real Triton, real databases and a real browser; options: make test ARGS="-k stream"
 	tests/packages.sh
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

@@ -11,16 +11,6 @@ from reference import Reference
 from tiny_sd_engine.architectures import write_random
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file share one, and all that call Triton share one.
-
-    Each process has servers of its own, which are too large to have twice.
-    """
-    for item in items:
-        calls_triton = item.path.parent.name == "serving" or "triton" in item.path.stem
-        item.add_marker(pytest.mark.xdist_group("triton" if calls_triton else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "test"

@@ -66,11 +66,12 @@ async function generate() {
   drawing = new AbortController();
   showDrawing(true);
   stage.begin(wanted);
+  let done;
   try {
     for await (const { event, data } of draw(wanted, key.value, drawing.signal)) {
       if (event === "progress") showProgress(data);
       if (event === "preview") stage.showPreviews(data.images);
-      if (event === "done") await finish(data);
+      if (event === "done") done = data;
     }
   } catch (error) {
     const cancelled = drawing.signal.aborted;
@@ -82,6 +83,8 @@ async function generate() {
     drawing = null;
     showDrawing(false);
   }
+  // Only now: whoever sees the picture may ask for the next one at once.
+  if (done) await finish(done);
 }
 
 /** Closes the connection, which is how the gateway learns of it. */
