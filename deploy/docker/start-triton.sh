@@ -1,0 +1,32 @@
+#!/bin/sh
+# Starts tritonserver on the model repository, with the flags that tools/serve.py gives it. Arguments go to tritonserver
+# after ours, so that they win. Traces go where OpenTelemetry's OTEL_EXPORTER_OTLP_ENDPOINT says; without it there are none.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+state=${TMPDIR:-/tmp}/tiny-sd
+
+if [ -n "${OTEL_EXPORTER_OTLP_ENDPOINT:-}" ]; then
+    set -- --trace-config=mode=opentelemetry \
+        --trace-config=opentelemetry,url="${OTEL_EXPORTER_OTLP_ENDPOINT%/}/v1/traces" \
+        --trace-config=opentelemetry,resource=service.name=tiny-sd-triton \
+        --trace-config=level=TIMESTAMPS \
+        --trace-config=rate=1 \
+        "$@"
+fi
+# The same test as tools/serve.py makes: NVIDIA's driver shows a GPU.
+if ! ls /dev/nvidia[0-9]* /dev/dxg >/dev/null 2>&1; then
+    set -- --allow-gpu-metrics=false "$@"
+fi
+
+# What check-triton.sh needs to know. The process id stays the same across exec.
+rm -rf "$state"
+mkdir -p "$state"
+echo $$ >"$state/pid"
+
+# Streams hold a thread of the Python backend each.
+exec tritonserver \
+    --model-repository="$root/model_repository" \
+    --cache-config=local,size=268435456 \
+    --backend-config=python,thread-pool-size=256 \
+    --exit-timeout-secs=30 \
+    "$@"
