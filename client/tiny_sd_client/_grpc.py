@@ -24,6 +24,10 @@ _OPTIONS = (
     # How often to look for a server that was away is decided by the retries, not by the channel's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Behind a name with several addresses, such as a headless service's, each server gets its share. Who is there is
+    # looked up again when a connection ends, which gRPC by itself would do every 30 s at most.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
 )
 _CONTENTS = {
     "BYTES": "bytes_contents",
