@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve gateway test lint format setup bench bench-gpu clean
+.PHONY: demo serve gateway load-test test lint format setup bench bench-gpu clean
 
 demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
@@ -15,6 +15,9 @@ serve: setup ## start the server; options: make serve ARGS="--free-ports"
 
 gateway: setup ## Triton, and the REST API and the playground in front of it; options: make gateway ARGS="--port 9000"
 	$(BIN)/python tools/gateway.py $(ARGS)
+
+load-test: setup ## half a minute of Locust against Triton and the gateway; options: make load-test ARGS="-- --rate 2"
+	$(BIN)/python tools/load_test.py $(ARGS)
 
 test: setup ## all tests, on a real Triton, real databases and a real browser; options: make test ARGS="-k stream"
 	tests/packages.sh
@@ -53,7 +56,7 @@ setup: .venv/installed ## install everything into .venv
 	@$(PYTHON) -m venv .venv || \
 		{ echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into .venv; this takes some minutes the first time"
-	$(BIN)/python -m pip install --quiet --editable ./client --editable './gateway[test]' --editable '.[server,train,dev]'
+	$(BIN)/python -m pip install --quiet --editable ./client --editable './gateway[test]' --editable '.[server,train,load,dev]'
 	@touch $@
 
 clean: ## remove what was made here

@@ -1,0 +1,1 @@
+"""Load tests with Locust; locustfile.py is what Locust loads."""
