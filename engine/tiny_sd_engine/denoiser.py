@@ -147,6 +147,10 @@ class Job:
         """[samples, channels, h, w] float32 on the CPU: the pictures' latents as far as they can be told by now."""
         return torch.stack([image.estimate() for image in self.images]).cpu()
 
+    def is_finite(self) -> bool:
+        """Whether there is a picture in the latents at all, neither infinities nor NaN."""
+        return all(bool(image.latents.isfinite().all()) for image in self.images)
+
     def latents(self) -> torch.Tensor:
         """[samples, channels, h, w] float32 on the CPU."""
         return torch.stack([image.latents for image in self.images]).cpu()
@@ -282,6 +286,9 @@ class Denoiser:
                 self._advance(images)
                 if time.monotonic() >= start + quantum_s:
                     break
+            for job in jobs:
+                if job.finished and job.error is None and not job.is_finite():
+                    job.error = EngineError("the denoiser failed: the latents are not finite")
             self._device.synchronize()
             self._last_run = time.monotonic()
             self._runs += 1
@@ -338,17 +345,25 @@ class Denoiser:
         return picked
 
     def _advance(self, images: Sequence[Image]) -> None:
+        """Take each image one step on, in one call. If that fails, each gets a call of its own: one may be at fault."""
         try:
-            for image, prediction in zip(images, self._predict(images), strict=True):
-                image.book(prediction)
+            predictions = self._predict(images)
         except Exception as error:  # a failed call must not take down the jobs that had no part in it
-            log.exception("a U-Net call failed")
-            for image in images:
-                image.job.error = EngineError(f"the denoiser failed: {type(error).__name__}")
-                image.job.error.__cause__ = error
+            log.exception("a U-Net call of %d images failed", len(images))
+            if len(images) == 1:
+                _fail(images[0].job, error)
+            for image in images if len(images) > 1 else ():
+                if not image.job.ended:
+                    self._advance([image])
+            return
         turn = next(self._turns)
-        for image in images:
+        for image, prediction in zip(images, predictions, strict=True):
             image.turn = turn
+            try:
+                image.book(prediction)
+            except Exception as error:  # likewise
+                log.exception("a step could not be booked")
+                _fail(image.job, error)
         if self._observer:
             rows = sum(image.job.rows for image in images)
             self._observer.unet_call(rows, len(images))
@@ -375,6 +390,11 @@ class Denoiser:
     def _report_jobs(self) -> None:
         if self._observer:
             self._observer.jobs_in_flight(len(self._jobs))
+
+
+def _fail(job: Job, error: Exception) -> None:
+    job.error = EngineError(f"the denoiser failed: {type(error).__name__}")
+    job.error.__cause__ = error
 
 
 def _shape(image: Image) -> tuple[torch.Size, int]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tiny_sd_engine import checkpoint
 from tiny_sd_engine.device import Device
+from tiny_sd_engine.errors import EngineError
 
 
 class VaeDecoder:
@@ -26,6 +27,7 @@ class VaeDecoder:
         """Decode images of any sizes; equal sizes share VAE calls.
 
         latents: one [channels, h, w] float32 per image. Returns one [height, width, 3] uint8 per image, in their order.
+        Raises :class:`EngineError` for a picture that is not finite, which half precision may come to.
         """
         by_shape: dict[torch.Size, list[int]] = defaultdict(list)
         for index, image in enumerate(latents):
@@ -46,5 +48,7 @@ class VaeDecoder:
     def _call(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         scaled = (latents / self._vae.config.scaling_factor).to(self._device.torch_device, self._device.dtype)
         images = self._vae.decode(scaled, return_dict=False)[0].float()
+        if not images.isfinite().all():
+            raise EngineError("the decoded picture is not finite")
         bytes_ = (images / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return np.asarray(bytes_.permute(0, 2, 3, 1).cpu())

@@ -442,8 +442,12 @@ def test_the_observer_is_told_once_why_a_job_was_stopped(denoiser: Denoiser) -> 
 
 
 def failing_at(rows: int, unet: Callable[..., Any]) -> Callable[..., Any]:
+    return failing_if(lambda sample: len(sample) == rows, unet)
+
+
+def failing_if(condition: Callable[[torch.Tensor], object], unet: Callable[..., Any]) -> Callable[..., Any]:
     def call(sample: torch.Tensor, *more: Any, **named: Any) -> Any:
-        if len(sample) == rows:
+        if condition(sample):
             raise RuntimeError("out of memory")
         return unet(sample, *more, **named)
 
@@ -451,21 +455,48 @@ def failing_at(rows: int, unet: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def test_a_call_that_fails_costs_only_the_jobs_in_it(
+def test_a_call_that_is_too_large_is_made_in_parts(
     denoiser: Denoiser, loaded: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(denoiser, "_unet", failing_at(6, denoiser._unet))
-    spared_task = a_task(num_inference_steps=4, width=64)
-    one, two, spared = admit(denoiser, a_task(seeds=[1, 2]), a_task(), spared_task)
-    denoiser.run_to_end([one, two, spared])
-    for job in (one, two):
-        assert type(job.error) is EngineError
-        assert str(job.error) == "the denoiser failed: RuntimeError"
-        assert isinstance(job.error.__cause__, RuntimeError)
-        assert job.ended
-        assert not job.finished
-    assert spared.error is None
-    assert torch.equal(spared.latents(), alone(loaded, spared_task))
+    monkeypatch.setattr(denoiser, "_unet", failing_if(lambda sample: len(sample) > 2, denoiser._unet))
+    tasks = [a_task(seeds=[1, 2]), a_task()]
+    jobs = admit(denoiser, *tasks)
+    denoiser.run_to_end(jobs)
+    for job, task in zip(jobs, tasks, strict=True):
+        assert job.error is None
+        assert torch.equal(job.latents(), alone(loaded, task))
+
+
+def test_a_job_that_makes_calls_fail_costs_its_neighbours_nothing(
+    denoiser: Denoiser, loaded: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = a_task(num_inference_steps=4)
+    guilty, neighbour = admit(denoiser, a_task(seeds=[1, 2]), task)
+    mark = guilty.images[0].latents[0, 0, 0].item()  # of the first step; after that there is nothing to fail
+    calls = spy_on_calls(denoiser, monkeypatch)
+    monkeypatch.setattr(denoiser, "_unet", failing_if(lambda sample: sample.eq(mark).any(), denoiser._unet))
+    denoiser.run_to_end([guilty, neighbour])
+    assert type(guilty.error) is EngineError
+    assert str(guilty.error) == "the denoiser failed: RuntimeError"
+    assert isinstance(guilty.error.__cause__, RuntimeError)
+    assert guilty.ended
+    assert not guilty.finished
+    assert [len(call) for call in calls[:3]] == [3, 1, 1], "the guilty one's other picture is not tried any more"
+    assert neighbour.error is None
+    assert torch.equal(neighbour.latents(), alone(loaded, task))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_latents_that_hold_no_picture_are_an_error(
+    denoiser: Denoiser, loaded: Denoiser, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    task = a_task(num_inference_steps=3)
+    broken, neighbour = admit(denoiser, a_task(num_inference_steps=3, seeds=[1, 2]), task)
+    broken.images[1].book(torch.full_like(broken.images[1].latents, value))
+    denoiser.run_to_end([broken, neighbour])
+    assert type(broken.error) is EngineError
+    assert str(broken.error) == "the denoiser failed: the latents are not finite"
+    torch.testing.assert_close(neighbour.latents(), alone(loaded, task), rtol=0, atol=0.005)
 
 
 def test_the_denoiser_works_on_after_a_failure(denoiser: Denoiser, loaded: Denoiser) -> None:

@@ -25,7 +25,7 @@ class TritonPythonModel:
         self._board = Board.of_this_server(settings.jobs_dir)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Embed the windows of all requests together."""
+        """Embed the windows of all requests together; if that fails, each request's own."""
         ids = [_windows(request, "ids") for request in requests]
         weights = [_windows(request, "weights") for request in requests]
         try:
@@ -33,8 +33,10 @@ class TritonPythonModel:
                 embeddings = self._encoder.embed(torch.cat(ids), torch.cat(weights))
         except Exception as error:  # nothing raises out of execute
             pb_utils.Logger.log_error(f"text_encoder: {error!r}")
+            if len(requests) > 1:
+                return [answer for request in requests for answer in self.execute([request])]
             failure = pb_utils.TritonError("the text encoder failed", pb_utils.TritonError.INTERNAL)
-            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
+            return [pb_utils.InferenceResponse(error=failure)]
         own = embeddings.split([len(windows) for windows in ids])
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor("embeddings", windows.flatten(0, 1)[None].numpy())])

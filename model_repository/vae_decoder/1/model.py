@@ -41,12 +41,14 @@ class TritonPythonModel:
         return [_stopped(stops[id]) if id in stops else next(answers) for id in ids]
 
     def _decode(self, requests: list[Any]) -> list[Any]:
-        """Decode the images of all requests together; encode each request's own."""
+        """Decode all images together, or if that fails each request's own; encode each request's own."""
         latents = [list(torch.from_numpy(_array(request, "latents")).unbind()) for request in requests]
         try:
             pixels = iter(self._vae.decode([image for own in latents for image in own]))
         except Exception as error:  # nothing raises out of execute
-            return [_failure(error) for _ in requests]
+            if len(requests) == 1:
+                return [_failure(error)]
+            return [answer for request in requests for answer in self._decode([request])]
         return [_respond(request, [next(pixels) for _ in own]) for request, own in zip(requests, latents, strict=True)]
 
 

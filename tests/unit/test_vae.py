@@ -1,0 +1,40 @@
+"""Latents to pixels."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny_sd_engine.device import select_device
+from tiny_sd_engine.errors import EngineError
+from tiny_sd_engine.vae import VaeDecoder
+
+
+@pytest.fixture(scope="module")
+def decoder(checkpoint: Path) -> VaeDecoder:
+    return VaeDecoder(checkpoint, select_device("CPU", precision="fp32"))
+
+
+def latents(decoder: VaeDecoder, height: int, width: int, seed: int) -> torch.Tensor:
+    return torch.randn(decoder.channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_pictures_of_several_sizes_come_in_the_order_of_their_latents(decoder: VaeDecoder) -> None:
+    many = [latents(decoder, *size, seed) for seed, size in enumerate([(4, 4), (4, 8), (4, 4), (8, 4)])]
+    together = decoder.decode(many)
+    assert [picture.dtype for picture in together] == [np.uint8] * 4
+    assert [picture.shape[1] / picture.shape[0] for picture in together] == [1, 2, 1, 0.5]
+    for picture, own in zip(together, many, strict=True):
+        assert np.array_equal(picture, decoder.decode([own])[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_picture_is_an_error(decoder: VaeDecoder, value: float) -> None:
+    broken = latents(decoder, 4, 4, 0)
+    broken[0, 1, 2] = value
+    with pytest.raises(EngineError, match="not finite"):
+        decoder.decode([broken])
