@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve gateway load-test test lint format setup bench bench-gpu clean
+.PHONY: demo serve gateway load-test test faults soak lint format setup bench bench-gpu clean
 
 demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
@@ -21,7 +21,14 @@ load-test: setup ## half a minute of Locust against Triton and the gateway; opti
 
 test: setup ## all tests, on a real Triton, real databases and a real browser; options: make test ARGS="-k stream"
 	tests/packages.sh
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" $(ARGS)
+
+faults: setup ## every fault that is survived, as a table in output/faults.md; ten minutes
+	tests/packages.sh
+	$(BIN)/python -m pytest tests/faults --deselect tests/faults/test_soak.py $(ARGS)
+
+soak: setup ## memory over thousands of requests, as a table in output/soak.md; half an hour
+	$(BIN)/python -m pytest tests/faults/test_soak.py $(ARGS)
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

@@ -123,8 +123,8 @@ def start(server: LocalServer, console: Console, on_line: OnLine | None) -> None
 def supervise(server: LocalServer, console: Console, every_s: float, on_line: OnLine | None) -> NoReturn:
     """Start the server again whenever it has stopped, or can make no pictures; return never.
 
-    A model's process that dies or hangs leaves Triton running, and ready by its own word. So every `every_s` seconds a
-    picture is begun. Raises ServeError if the server does not start again.
+    A model's process that dies or hangs leaves Triton running, and ready by its own word. So the processes are watched,
+    and every `every_s` seconds a picture is begun. Raises ServeError if the server does not start again.
     """
     from tiny_sd_client import Client, TinySDError  # noqa: PLC0415 -- needs the path that main sets
     from tiny_sd_client.health import check  # noqa: PLC0415
@@ -135,6 +135,7 @@ def supervise(server: LocalServer, console: Console, every_s: float, on_line: On
                 due = time.monotonic() + every_s
                 while time.monotonic() < due:
                     server.check(on_line)
+                    server.check_models()
                     time.sleep(_POLL_S)
                 check(client, _CHECK_S)
             except (ServeError, TinySDError) as error:

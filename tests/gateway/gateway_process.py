@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,17 +19,20 @@ COMMAND = Path(sys.executable).with_name("tiny-sd-gateway")
 
 
 class Process:
-    """``tiny-sd-gateway run``, as a context manager."""
+    """``tiny-sd-gateway run``, as a context manager. ``inside`` runs it, as ``unshare`` does."""
 
-    def __init__(self, database_url: str, triton_url: str, log: Path, **environment: str) -> None:
+    def __init__(
+        self, database_url: str, triton_url: str, log: Path, inside: Sequence[str] = (), **environment: str
+    ) -> None:
         self._log = log
+        self._inside = inside
         mine = {"DATABASE_URL": database_url, "TRITON_URL": triton_url, "PORT": "0", "LOG_FORMAT": "json"}
         self._environment = {f"TINY_SD_GATEWAY_{name}": value for name, value in mine.items()} | environment
 
     def __enter__(self) -> Self:
         self._stderr = self._log.open("a")
         self.process = subprocess.Popen(
-            [COMMAND, "run"],
+            [*self._inside, COMMAND, "run"],
             env={**os.environ, **self._environment},
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -65,10 +69,16 @@ class Process:
 
 
 def post(
-    gateway: Process, path: str, key: str, headers: dict[str, str] | None = None, stream: bool = False, **values: Any
+    gateway: Process,
+    path: str,
+    key: str,
+    headers: dict[str, str] | None = None,
+    stream: bool = False,
+    timeout: float = 60,
+    **values: Any,
 ) -> requests.Response:
     headers = {"x-api-key": key, **(headers or {})}
-    return requests.post(gateway.url + path, json=values, headers=headers, stream=stream, timeout=60)
+    return requests.post(gateway.url + path, json=values, headers=headers, stream=stream, timeout=timeout)
 
 
 def get(gateway: Process, path: str, key: str) -> requests.Response:

@@ -7,6 +7,7 @@ with LocalServer() as server:
 from local_server.errors import (
     BrokenCheckpoint,
     BusyPort,
+    ModelDied,
     NoCheckpoint,
     NoSharedPython,
     NoStub,
@@ -23,6 +24,7 @@ __all__ = [
     "BrokenCheckpoint",
     "BusyPort",
     "LocalServer",
+    "ModelDied",
     "ModelProgress",
     "NoCheckpoint",
     "NoSharedPython",

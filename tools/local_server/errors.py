@@ -8,6 +8,7 @@ ServeError
 ├── NoCheckpoint      the checkpoint folder does not exist
 ├── BrokenCheckpoint  the checkpoint folder cannot be served
 ├── ServerDied        Triton stopped on its own: a model failed to load, or later
+├── ModelDied         a model's process has ended, and Triton goes on without it
 └── NotReady          Triton runs but was not ready in time
 """
 
@@ -44,6 +45,10 @@ class BrokenCheckpoint(ServeError):
 
 class ServerDied(ServeError):
     """Triton stopped without being told to. The message holds the models that failed, or the last errors."""
+
+
+class ModelDied(ServeError):
+    """The process of a model has ended. Triton goes on and calls itself ready, but that model answers no more."""
 
 
 class NotReady(ServeError):

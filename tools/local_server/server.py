@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import psutil
 
-from local_server.errors import NotReady, ServeError, ServerDied
+from local_server.errors import ModelDied, NotReady, ServeError, ServerDied
 from local_server.install import ROOT, find_triton
 from local_server.log import LoadingModels, LogFile, ModelProgress, failures, last_errors
 from local_server.ports import Ports, check_ports, free_ports
@@ -73,6 +73,7 @@ class LocalServer:
         self._directory: Path | None = None
         self._log = LogFile(self.log_path)
         self._ready = False
+        self._models: dict[psutil.Process, str] = {}
 
     @property
     def http_url(self) -> str:
@@ -132,6 +133,14 @@ class LocalServer:
         self._read_log(on_line)
         if ended:
             raise self._died(process.returncode, "while serving", last_errors(self._log.recent))
+
+    def check_models(self) -> None:
+        """Raise ModelDied if the process of a model has ended since the server got ready."""
+        for process, model in self._models.items():
+            with suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            raise ModelDied(f"the process of the model {model} has ended; see {self.log_path}")
 
     def stop(self) -> None:
         """Let requests in flight finish, then end every process and remove what they left. Safe to call again.
@@ -237,6 +246,7 @@ class LocalServer:
             self._ready = self._answers()
             if not self._ready:
                 time.sleep(_POLL_S)
+        self._models = {process: name for process in self.process_tree() if (name := _model_of(process))}
 
     def _read_log(self, on_line: OnLine | None) -> list[str]:
         lines = self._log.new_lines()
@@ -268,6 +278,15 @@ class LocalServer:
     def _report(self, headline: str, errors: list[str]) -> str:
         details = [f"  {line}" for error in errors for line in error.splitlines()]
         return "\n".join([headline, *details, f"  its log: {self.log_path}"])
+
+
+def _model_of(process: psutil.Process) -> str | None:
+    """The model whose stub this is: its command line holds <repository>/<model>/<version>/model.py."""
+    with suppress(psutil.NoSuchProcess):
+        for argument in process.cmdline():
+            if argument.endswith("/model.py"):
+                return Path(argument).parts[-3]
+    return None
 
 
 def has_gpu() -> bool:

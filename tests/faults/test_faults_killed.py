@@ -1,0 +1,61 @@
+"""Processes that die or hang under load: callers hear of it by a typed error, and pictures come again by themselves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from callers_in_flight import PICTURE, Callers, in_words
+from matrix import Matrix, Row
+from supervised import Supervised
+
+MODELS = ("tokenizer", "text_encoder", "unet", "vae_decoder", "tiny_sd_stream", "jobs")
+REGIONS = Path("/dev/shm")
+TYPED = {PICTURE, "Unavailable", "ServerFault"}
+
+
+@pytest.fixture(scope="module")
+def supervised(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    before = regions()
+    with Supervised(checkpoint, tmp_path_factory.mktemp("supervised") / "log") as server:
+        yield server
+    assert regions() == before, "the last server left something on tmpfs"
+
+
+def regions() -> set[str]:
+    """The servers that have something on tmpfs, by the prefix of its names."""
+    return {"_".join(path.name.split("_")[:4]) for path in REGIONS.glob("tiny_sd_*")}
+
+
+@pytest.mark.parametrize("victim", [*(f"/{model}/1/model.py" for model in MODELS), "bin/tritonserver"])
+def test_whatever_is_killed_callers_hear_of_it_and_pictures_come_again(
+    victim: str, supervised: Supervised, matrix: Matrix
+) -> None:
+    many, servers, restarts = len(supervised.processes()), regions(), supervised.said("starting again")
+    with Callers(supervised.url) as callers:
+        supervised.the_process(victim).kill()
+        supervised.wait_for("starting again", restarts + 1)
+        seconds = supervised.seconds_until_picture()
+        saw = callers.saw()
+    assert set(saw) <= TYPED
+    assert len(supervised.processes()) == many, "processes of the one that was killed are left"
+    assert regions() == servers
+    name = victim.split("/")[1] if victim.startswith("/") else "tritonserver"
+    matrix.add(Row(f"`kill -9` of {name}", in_words(saw), seconds))
+
+
+@pytest.mark.long
+def test_a_model_that_hangs_is_noticed(supervised: Supervised, matrix: Matrix) -> None:
+    restarts = supervised.said("starting again")
+    with Callers(supervised.url) as callers:
+        unet: psutil.Process = supervised.the_process("/unet/1/model.py")
+        unet.send_signal(signal.SIGSTOP)
+        supervised.wait_for("starting again", restarts + 1)
+        seconds = supervised.seconds_until_picture()
+        saw = callers.saw()
+    assert set(saw) <= TYPED
+    assert not unet.is_running()
+    matrix.add(Row("unet hangs (SIGSTOP)", in_words(saw), seconds))
