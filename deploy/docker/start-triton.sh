@@ -18,6 +18,11 @@ if ! ls /dev/nvidia[0-9]* /dev/dxg >/dev/null 2>&1; then
     set -- --allow-gpu-metrics=false "$@"
 fi
 
+# Triton's APIs for operators need neither keys nor rights by themselves: whoever reaches a port could read other callers'
+# shared memory or change what is served and logged. Who is to use them gets TINY_SD_ADMIN_KEY.
+random() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+closed=shared-memory,model-repository,logging,trace:admin-key=${TINY_SD_ADMIN_KEY:-$(random)}
+
 # What check-triton.sh needs to know. The process id stays the same across exec.
 rm -rf "$state"
 mkdir -p "$state"
@@ -29,4 +34,6 @@ exec tritonserver \
     --cache-config=local,size=268435456 \
     --backend-config=python,thread-pool-size=256 \
     --exit-timeout-secs=30 \
+    --grpc-restricted-protocol="$closed" \
+    --http-restricted-api="$closed" \
     "$@"

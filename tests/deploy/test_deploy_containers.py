@@ -388,14 +388,20 @@ def arguments(bin: Path, *more: str, **variables: str) -> list[str]:
 
 
 def test_triton_starts_with_the_flags_of_tools_serve(bin: Path) -> None:
-    server = LocalServer()
+    server = LocalServer(env={"TINY_SD_ADMIN_KEY": "known"})
     theirs = {
         flag
         for flag in server.command(Path("tritonserver"))[1:]
         # Places on this machine.
         if not re.match(r"--(http|grpc|metrics)-(port|address)=|--backend-config=python,shm-region-prefix-name=", flag)
     }
-    assert set(arguments(bin)) == theirs
+    assert set(arguments(bin, TINY_SD_ADMIN_KEY="known")) == theirs
+
+
+def test_nobody_knows_the_key_of_tritons_apis_for_operators_unless_it_is_given(bin: Path) -> None:
+    keys = {flag.rpartition("=")[2] for _ in range(2) for flag in arguments(bin) if "-restricted-" in flag}
+    assert len(keys) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
 
 
 def test_arguments_for_triton_come_last_and_so_win(bin: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import requests
 import tritonclient.grpc as triton
 from callers import change_of, generated, grpc, http_generate, tensor
+from tritonclient.utils import InferenceServerException
 
 from local_server import LocalServer
 from tiny_sd_client.parameters import MAX_PROMPT_CHARACTERS, MAX_SEED
@@ -201,3 +202,28 @@ def test_the_inner_stages_refuse_nonsense_as_well(server: LocalServer) -> None:
         message = refusal(server.grpc_url, unet_inputs(**{name: value}), model="unet")
         assert name in message or name == "prompt_embeds"
     assert generated(http_generate(server.http_url, prompt="still alive")).images
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "systemsharedmemory/region/x/register"),
+        ("POST", "repository/index"),
+        ("POST", "repository/models/unet/unload"),
+        ("POST", "logging"),
+        ("GET", "trace/setting"),
+    ],
+)
+def test_what_is_for_operators_asks_for_their_key(method: str, path: str, server: LocalServer) -> None:
+    answer = requests.request(method, f"http://{server.http_url}/v2/{path}", json={}, timeout=60)
+    assert answer.status_code == 403
+    assert "admin-key" in answer.text
+
+
+def test_what_is_for_operators_asks_for_their_key_by_grpc_as_well(server: LocalServer) -> None:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        for call in (client.get_model_repository_index, client.get_log_settings, client.get_trace_settings):
+            with pytest.raises(InferenceServerException, match="admin-key"):
+                call()
+        with pytest.raises(InferenceServerException, match="admin-key"):
+            client.register_system_shared_memory("x", "/x", 8)

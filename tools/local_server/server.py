@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import http.client
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,9 +29,14 @@ from local_server.ports import Ports, check_ports, free_ports
 OnProgress = Callable[[ModelProgress], None]
 OnLine = Callable[[str], None]
 
+ADMIN_KEY = "TINY_SD_ADMIN_KEY"
+"""The variable with the value that Triton's APIs for operators ask for; without it nobody knows the value."""
 _POLL_S = 0.1
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
+_CLOSED = "shared-memory,model-repository,logging,trace"
+"""Triton's APIs for operators. By themselves they need no key: whoever reaches a port could read other callers' shared
+memory, or change what is served and logged. Now they need a header: `admin-key`, or `triton-grpc-protocol-admin-key`."""
 _STREAM_THREADS = 256
 """The Python backend waits for a model's calls of other models in threads, 32 of them unless it is told otherwise; each
 stream holds one. With fewer than streams in flight, further ones would wait unseen instead of being refused."""
@@ -65,6 +71,7 @@ class LocalServer:
         self._extra_args = tuple(extra_args)
         self._cache_bytes = cache_bytes
         self._exit_timeout_s = exit_timeout_s
+        self._admin_key = self._env.get(ADMIN_KEY) or os.environ.get(ADMIN_KEY) or secrets.token_hex(16)
         self._ready_timeout_s = ready_timeout_s
         # Of the name of everything that this server keeps on tmpfs, so that nothing can be left behind.
         self.shared_memory_prefix = f"tiny_sd_{os.getpid()}_{uuid.uuid4().hex[:8]}_"
@@ -196,6 +203,8 @@ class LocalServer:
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
             f"--backend-config=python,thread-pool-size={_STREAM_THREADS}",
             f"--exit-timeout-secs={self._exit_timeout_s}",
+            f"--grpc-restricted-protocol={_CLOSED}:admin-key={self._admin_key}",
+            f"--http-restricted-api={_CLOSED}:admin-key={self._admin_key}",
             *([] if has_gpu() else ["--allow-gpu-metrics=false"]),
             *self._extra_args,
         ]
