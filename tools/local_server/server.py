@@ -36,7 +36,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
 _CLOSED = "shared-memory,model-repository,logging,trace"
 """Triton's APIs for operators. By themselves they need no key: whoever reaches a port could read other callers' shared
-memory, or change what is served and logged. Now they need a header: `admin-key`, or `triton-grpc-protocol-admin-key`."""
+memory, or change what is served and logged. They want a header: `admin-key`, or `triton-grpc-protocol-admin-key`."""
 _STREAM_THREADS = 256
 """The Python backend waits for a model's calls of other models in threads, 32 of them unless it is told otherwise; each
 stream holds one. With fewer than streams in flight, further ones would wait unseen instead of being refused."""
