@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve gateway load-test test faults soak lint format setup bench bench-gpu clean
+.PHONY: demo serve gateway load-test test faults soak lint format bench bench-gpu demo-checkpoint setup clean
 
 demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
@@ -54,6 +54,9 @@ bench-gpu: setup ## the same on the GPU
 	$(BENCH) --device GPU --architecture tiny-sd --scenario mixed --repeats 4 --out $(REPORTS)/gpu-tiny-sd-mixed.md
 	$(BENCH) --device GPU --architecture tiny-sd --scenario throughput --repeats 2 --out $(REPORTS)/gpu-tiny-sd-throughput.md
 	$(BENCH) --device GPU --architecture tiny-sd --scenario gateway --repeats 20 --out $(REPORTS)/gpu-tiny-sd-gateway.md
+
+demo-checkpoint: setup ## train the built-in checkpoint from nothing; some hours on two cores, goes on where it was broken off
+	$(BIN)/python tools/demo_checkpoint.py
 
 setup: .venv/installed ## install everything into .venv
 

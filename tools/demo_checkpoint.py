@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make the built-in checkpoint from nothing: draw pictures, train on them, distil. A broken-off run is taken up again.
 
-About two and a half hours on two CPU cores, minutes on a GPU.
+Some hours on two CPU cores.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def make_teacher(work: Path) -> None:
     if not untrained.is_dir():
         write_untrained(work / "encoder" / "vae", untrained, _SEED)
     train(_teacher(work, untrained, small, "drawings:10000", size=256, batch=32, steps=3000, rate=1e-3), resume=True)
-    train(_teacher(work, small, teacher, _PICTURES, size=512, batch=16, steps=3000, rate=7e-4), resume=True)
+    train(_teacher(work, small, teacher, _PICTURES, size=512, batch=16, steps=2400, rate=7e-4), resume=True)
 
 
 def make_student(work: Path) -> None:
