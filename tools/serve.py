@@ -7,6 +7,7 @@ Everything after `--` goes to tritonserver unchanged, for example: serve.py --fr
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ from local_server.install import ROOT
 _POLL_S = 0.2
 _CHECK_S = 60
 """A check's first step waits its turn among the generations in flight."""
+_PAUSES_S = (2, 5, 15, 60)
+"""Between one start that failed and the next."""
 MODEL_REPOSITORY = ROOT / "model_repository"
 
 # The libraries' progress bars and advice to developers would drown ours.
@@ -124,7 +127,7 @@ def supervise(server: LocalServer, console: Console, every_s: float, on_line: On
     """Start the server again whenever it has stopped, or can make no pictures; return never.
 
     A model's process that dies or hangs leaves Triton running, and ready by its own word. So the processes are watched,
-    and every `every_s` seconds a picture is begun. Raises ServeError if the server does not start again.
+    and every `every_s` seconds a picture is begun.
     """
     from tiny_sd_client import Client, TinySDError  # noqa: PLC0415 -- needs the path that main sets
     from tiny_sd_client.health import check  # noqa: PLC0415
@@ -139,9 +142,25 @@ def supervise(server: LocalServer, console: Console, every_s: float, on_line: On
                     time.sleep(_POLL_S)
                 check(client, _CHECK_S)
             except (ServeError, TinySDError) as error:
-                console.print(f"{time.strftime('%H:%M:%S')}  {str(error).splitlines()[0]}; starting again")
+                _say(console, error, "starting again")
                 server.kill()
-                start(server, console, on_line)
+                _start_again(server, console, on_line)
+
+
+def _start_again(server: LocalServer, console: Console, on_line: OnLine | None) -> None:
+    """Try until the server starts: what keeps it from that may pass, as a full disk does."""
+    for pause_s in itertools.chain(_PAUSES_S, itertools.repeat(_PAUSES_S[-1])):
+        try:
+            start(server, console, on_line)
+        except (ServeError, OSError) as error:
+            _say(console, error, f"trying again in {pause_s} s")
+            time.sleep(pause_s)
+        else:
+            return
+
+
+def _say(console: Console, error: Exception, what_now: str) -> None:
+    console.print(f"{time.strftime('%H:%M:%S')}  {str(error).splitlines()[0]}; {what_now}")
 
 
 def print_endpoints(server: LocalServer, console: Console) -> None:

@@ -57,5 +57,5 @@ def test_a_model_that_hangs_is_noticed(supervised: Supervised, matrix: Matrix) -
         seconds = supervised.seconds_until_picture()
         saw = callers.saw()
     assert set(saw) <= TYPED
-    assert not unet.is_running()
+    assert not unet.is_running() or unet.status() == psutil.STATUS_ZOMBIE
     matrix.add(Row("unet hangs (SIGSTOP)", in_words(saw), seconds))
