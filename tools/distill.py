@@ -89,6 +89,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="encode pictures and captions once, into this folder, which other runs may use as well",
     )
     data("--caption-dropout", **_value("caption_dropout", float, "SHARE", "of captions left empty, for guidance"))
+    data("--noise-bias", **_value("noise_bias", float, "POWER", "of the timestep, by which it is drawn"))
     data("--workers", **_value("workers", int, "N", "processes that read pictures where latents are not cached"))
 
     learning = parser.add_argument_group("learning").add_argument

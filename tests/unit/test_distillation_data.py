@@ -217,6 +217,15 @@ def test_chance_is_spread_evenly() -> None:
     assert float(batch.noise.std()) == pytest.approx(1, abs=0.01)
 
 
+def test_much_noise_may_be_shown_more_often() -> None:
+    batch = make_batches(size=20_000, noise_bias=2.0)[0]
+    assert batch.timesteps.max() == 999
+    # The density t² integrates to t³.
+    tenths = torch.bincount(batch.timesteps // 100, minlength=10) / 20_000
+    edges = torch.linspace(0, 1, 11) ** 3
+    assert torch.allclose(tenths, edges.diff(), atol=0.01)
+
+
 def test_all_wordings_of_a_caption_are_used() -> None:
     batch = make_batches(size=3000, captions=[("a", "bb", "ccc")])[0]
     shares = Counter(batch.texts.tolist())

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,12 +46,17 @@ def make_decoder(work: Path) -> None:
 
 
 def make_teacher(work: Path) -> None:
-    """U-Net and text encoder from scratch: ``work/teacher``. First on small pictures, of which a step takes many."""
-    untrained, small, teacher = (work / name for name in ("untrained", "teacher-small", "teacher"))
+    """U-Net and text encoder from scratch: ``work/teacher``.
+
+    First on small pictures, of which a step takes many; last with an emphasis on much noise, where prompts are learned.
+    """
+    untrained, small, large, teacher = (work / name for name in ("untrained", "teacher-256", "teacher-512", "teacher"))
     if not untrained.is_dir():
         write_untrained(work / "encoder" / "vae", untrained, _SEED)
     train(_teacher(work, untrained, small, "drawings:10000", size=256, batch=32, steps=3000, rate=1e-3), resume=True)
-    train(_teacher(work, small, teacher, _PICTURES, size=512, batch=16, steps=2400, rate=7e-4), resume=True)
+    train(_teacher(work, small, large, _PICTURES, size=512, batch=16, steps=1200, rate=7e-4), resume=True)
+    last = _teacher(work, large, teacher, _PICTURES, size=512, batch=16, steps=3000, rate=5e-4)
+    train(replace(last, noise_bias=2.0), resume=True)
 
 
 def make_student(work: Path) -> None:
@@ -90,7 +96,7 @@ def draw_curves(work: Path, out: Path) -> None:
 
 _CURVES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"decoder": "decoder"},
-    "teacher": {"256 pixels": "teacher-small", "512 pixels": "teacher"},
+    "teacher": {"256 pixels": "teacher-256", "512 pixels": "teacher-512", "much noise": "teacher"},
     "student": {"student": "student"},
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }

@@ -60,6 +60,8 @@ class Batches(TorchDataset[Batch]):
     timesteps: int
     caption_dropout: float
     seed: int
+    noise_bias: float = 0.0
+    """Timesteps are drawn with a density in proportion to their power of this."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getitem__(self, number: int) -> Batch:
@@ -67,7 +69,9 @@ class Batches(TorchDataset[Batch]):
         rows = [self._row(position) for position in range(number * self.size, (number + 1) * self.size)]
         chance = np.random.default_rng((self.seed, _DRAWS, number))
         dropped = chance.random(self.size) < self.caption_dropout
-        timesteps = chance.integers(self.timesteps, size=self.size)
+        # The power may round up to 1.
+        places = np.minimum(chance.random(self.size) ** (1 / (1 + self.noise_bias)), 1 - 1e-9)
+        timesteps = (self.timesteps * places).astype(np.int64)
         noises = chance.standard_normal((2, self.size, *self.latent_shape), dtype=np.float32)
         wordings = [self.captions[row][chance.integers(len(self.captions[row]))] for row in rows]
         captions = ["" if drop else wording for drop, wording in zip(dropped, wordings, strict=True)]

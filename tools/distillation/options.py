@@ -50,6 +50,9 @@ class Options:
     train_text_encoder: bool = False
     caption_dropout: float = 0.1
     """Share of the captions replaced by the empty one, so that guidance has something to compare with."""
+    noise_bias: float = 0.0
+    """Which timesteps are drawn: with a density in proportion to their power of this; 0: all alike. What is where in a
+    picture, and so most of what a prompt says, is settled while there is much noise."""
     cache: Path | None = None
     """Folder for latents and text embeddings that are computed once; None: computed in each step."""
     save_every: int = 500
@@ -61,7 +64,7 @@ class Options:
 
     def __post_init__(self) -> None:
         self._at_least(1, "steps", "batch", "accumulate", "save_every")
-        self._at_least(0, "warmup", "w_out", "w_feat", "seed", "workers")
+        self._at_least(0, "warmup", "noise_bias", "w_out", "w_feat", "seed", "workers")
         if not 0 <= self.ema < 1:
             raise UnfitOptions(f"ema is {self.ema}; it must be 0 (none) or a decay below 1")
         if not 0 <= self.caption_dropout <= 1:

@@ -103,6 +103,7 @@ class Run:
             timesteps=networks.noise.config.num_train_timesteps,
             caption_dropout=options.caption_dropout,
             seed=options.seed,
+            noise_bias=options.noise_bias,
         )
         weights = Weights(options.w_out, options.w_feat)
         return batches, Lesson(networks, student, weights, moments=latents.encode, embeddings=embeddings.encode)
