@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +44,8 @@ _SUSPECTS: dict[grpc.StatusCode, type[TinySDError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
 }
+# How a proxy ends the calls of a server that died; gRPC's code for that may be UNKNOWN or INTERNAL.
+_LOST = re.compile(r"RST_STREAM|Stream removed")
 # Without it an error within a stream comes without its status code, and leaves the stream open.
 _ERRORS_END_THE_STREAM = ("triton_grpc_error", "true")
 
@@ -109,7 +112,8 @@ class GrpcTransport:
 
     def _fault(self, error: grpc.aio.AioRpcError) -> TinySDError:
         message = error.details() or f"gRPC status {error.code().name}"
-        return fault(message, self._url, _SUSPECTS.get(error.code(), ServerFault))
+        suspect = Unavailable if _LOST.search(message) else _SUSPECTS.get(error.code(), ServerFault)
+        return fault(message, self._url, suspect)
 
 
 def _request(model: str, inputs: Inputs, request_id: str = "") -> Any:

@@ -33,6 +33,7 @@ class Run:
         self.task: asyncio.Task[Finished]
         """Ends with the run; set by who starts it. Not to be cancelled: see :meth:`leave`."""
         self._broken_off = asyncio.Event()
+        self._step = 0
         self._progress: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     async def next_progress(self) -> Progress | None:
@@ -60,5 +61,8 @@ class Run:
         await self._broken_off.wait()
 
     def tell(self, progress: Progress | None) -> None:
-        """Pass on what Triton says; None at the end."""
+        """Pass on what Triton says, but for what a further attempt says again; None at the end."""
+        if progress and progress.step < self._step:
+            return
+        self._step = progress.step if progress else self._step
         self._progress.put_nowait(progress)

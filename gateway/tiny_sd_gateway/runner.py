@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -30,6 +31,8 @@ _BOOKING_RETRY_S = 0.5
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _RETRY_FAULT_S = 5.0
+_TRY_AGAIN_S = (0.2, 1.0)
+"""Before further attempts at a generation that somebody waits for, after Triton was lost or out of reach."""
 _STOPPING_S = 5.0
 
 _log = structlog.get_logger("tiny_sd_gateway")
@@ -163,13 +166,23 @@ class Runner:
         raise await self._failed(run, error)
 
     async def _draw(self, run: Run) -> Made:
-        # A queued generation may take as long as it takes; nobody holds a connection for it.
+        """Draw. Whoever waits for it is spared a Triton that dies or goes where another one lives."""
         queued = run.generation.api is Api.V2
-        options = run.generation.parameters.model_dump()
+        # A queued generation may take as long as it takes; nobody holds a connection for it.
+        deadline = math.inf if queued else time.monotonic() + self._settings.timeout_s
+        for pause_s in () if queued else _TRY_AGAIN_S:
+            try:
+                return await self._attempt(run, deadline)
+            except Unavailable as error:
+                _log.warning("triton lost", generation=run.generation.id, error=str(error))
+                await asyncio.sleep(pause_s)
+        return await self._attempt(run, deadline)
+
+    async def _attempt(self, run: Run, deadline: float) -> Made:
         events = self._client.stream(
-            **options,
+            **run.generation.parameters.model_dump(),
             preview_every=run.preview_every,
-            timeout=None if queued else self._settings.timeout_s,
+            timeout=None if deadline == math.inf else max(0.0, deadline - time.monotonic()),
             job_id=run.lease.job_id,
         )
         async with aclosing(events):

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
 from callers import metrics
 from gateway_process import Process, get, post
 from haproxy_in_front import NAMES, HAProxy
@@ -120,7 +121,7 @@ def test_one_of_two_tritons_may_die_and_both_be_replaced_under_load(
             matrix.add(Row("both of two Tritons behind haproxy are replaced under load", "pictures", load.longest()))
         assert set(load.answers) == {200}
         spent = CREDITS - float(get(gateway, "/v1/credits", key).json()["remaining_credits"])
-        assert spent == load.answers[200] * float(cost_of_one(gateway, key)), "each is charged once"
+        assert spent == pytest.approx(load.answers[200] * float(cost_of_one(gateway, key))), "each is charged once"
 
 
 def drawn(server: LocalServer) -> float:

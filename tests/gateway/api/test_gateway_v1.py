@@ -44,7 +44,7 @@ def test_the_documented_sample_answers_with_a_picture_and_the_documented_headers
     asked = gateway.triton.asked[0]
     assert asked.parameters.picture() == {**without(DOCUMENTED_SAMPLE, "base64"), "image_format": "jpeg"}
     assert asked.job_id == f"{answer.headers['x-request-id']}-1"
-    assert asked.timeout == gateway.settings.timeout_s
+    assert asked.timeout == pytest.approx(gateway.settings.timeout_s, abs=10)
 
 
 def test_base64_is_the_default_and_comes_as_json(gateway: RunningGateway) -> None:
@@ -227,14 +227,31 @@ def test_a_body_that_is_too_long_is_refused(start_gateway: StartGateway, chunked
 def test_what_triton_answers_instead_of_pictures_is_told_and_refunded(
     gateway: RunningGateway, error: Exception, status: int, retry_after: str | None, when: str
 ) -> None:
-    getattr(gateway.triton, when).append(error)
+    attempts = 3 if isinstance(error, Unavailable) else 1
+    getattr(gateway.triton, when).extend([error] * attempts)
     answer = gateway.post(PATH, json=PROMPT)
     assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry_after), answer.text
+    assert len(gateway.triton.asked) == attempts
     assert "secret-host" not in answer.text
     assert "Traceback" not in answer.text
     assert ("request_id" in answer.json()) == (status == 500)
     assert gateway.balance() == 100_000
     assert gateway.post(PATH, json=PROMPT).status_code == 200
+
+
+@pytest.mark.parametrize("when", ["at_start", "midway"])
+def test_whoever_waits_is_spared_a_triton_that_is_lost_where_another_one_lives(
+    gateway: RunningGateway, when: str
+) -> None:
+    getattr(gateway.triton, when).append(Unavailable("grpc://triton:8001: Stream removed"))
+    answer = gateway.post(PATH, json=PROMPT)
+    assert (answer.status_code, answer.headers["x-cost"]) == (200, "1")
+    first, second = gateway.triton.asked
+    assert first.parameters == second.parameters
+    assert first.timeout is not None
+    assert second.timeout is not None
+    assert second.timeout < first.timeout, "both attempts together have the time of one"
+    assert gateway.balance() == 99_000
 
 
 def test_a_caller_who_leaves_cancels_and_is_not_charged(gateway: RunningGateway) -> None:
