@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from matrix import Matrix
-
-SHARED_MEMORY = Path("/dev/shm")
+from psutil import pid_exists
+from supervised import regions
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +21,7 @@ def matrix() -> Iterator[Matrix]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """Around a server's whole life: it may leave nothing on tmpfs."""
-    before = set(SHARED_MEMORY.iterdir())
+    """Around a server's whole life: it may leave nothing on tmpfs. Other tests' servers may run meanwhile."""
+    before = set(regions())
     yield
-    left = {path for path in set(SHARED_MEMORY.iterdir()) - before if path.name.startswith("tiny_sd")}
-    assert not left
+    assert not {name for name, owner in regions().items() if owner == os.getpid() or not pid_exists(owner)} - before

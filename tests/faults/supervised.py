@@ -24,6 +24,12 @@ PATIENCE_S = 240
 """Far more than anything here takes on a machine with nothing else to do."""
 
 
+def regions() -> dict[str, int]:
+    """What servers have on tmpfs: the beginning of its names, and the process that started the server."""
+    names = {"_".join(path.name.split("_")[:4]) for path in Path("/dev/shm").glob("tiny_sd_*")}
+    return {name: int(name.split("_")[2]) for name in names}
+
+
 class Supervised:
     """The command, as a context manager. ``inside`` runs it, as ``unshare`` does; ``arguments`` are the command's."""
 
@@ -98,6 +104,10 @@ class Supervised:
     def processes(self) -> list[psutil.Process]:
         """All below the command."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def regions(self) -> set[str]:
+        """What it has on tmpfs."""
+        return {name for name, owner in regions().items() if owner == self.process.pid}
 
     def picture(self, **parameters: object) -> bytes:
         """One picture's file. Raises TinySDError."""

@@ -13,28 +13,21 @@ from matrix import Matrix, Row
 from supervised import Supervised
 
 MODELS = ("tokenizer", "text_encoder", "unet", "vae_decoder", "tiny_sd_stream", "jobs")
-REGIONS = Path("/dev/shm")
 TYPED = {PICTURE, "Unavailable", "ServerFault"}
 
 
 @pytest.fixture(scope="module")
 def supervised(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
-    before = regions()
     with Supervised(checkpoint, tmp_path_factory.mktemp("supervised") / "log") as server:
         yield server
-    assert regions() == before, "the last server left something on tmpfs"
-
-
-def regions() -> set[str]:
-    """The servers that have something on tmpfs, by the prefix of its names."""
-    return {"_".join(path.name.split("_")[:4]) for path in REGIONS.glob("tiny_sd_*")}
+    assert not server.regions(), "the last server left something on tmpfs"
 
 
 @pytest.mark.parametrize("victim", [*(f"/{model}/1/model.py" for model in MODELS), "bin/tritonserver"])
 def test_whatever_is_killed_callers_hear_of_it_and_pictures_come_again(
     victim: str, supervised: Supervised, matrix: Matrix
 ) -> None:
-    many, servers, restarts = len(supervised.processes()), regions(), supervised.said("starting again")
+    many, servers, restarts = len(supervised.processes()), supervised.regions(), supervised.said("starting again")
     with Callers(supervised.url) as callers:
         supervised.the_process(victim).kill()
         supervised.wait_for("starting again", restarts + 1)
@@ -42,7 +35,7 @@ def test_whatever_is_killed_callers_hear_of_it_and_pictures_come_again(
         saw = callers.saw()
     assert set(saw) <= TYPED
     assert len(supervised.processes()) == many, "processes of the one that was killed are left"
-    assert regions() == servers
+    assert supervised.regions() == servers
     name = victim.split("/")[1] if victim.startswith("/") else "tritonserver"
     matrix.add(Row(f"`kill -9` of {name}", in_words(saw), seconds))
 

@@ -348,6 +348,12 @@ def test_networks_whose_numbers_overflow_are_found_by_the_picture(broken: Path, 
     change_tensors(
         broken / f"{UNET}.safetensors", lambda tensors: tensors.update({"conv_out.bias": torch.full((4,), 3e38)})
     )
+    assert tool.complaint("verify", broken).startswith(f"{broken}: makes no picture: the denoiser failed: the latents")
+
+
+def test_networks_that_paint_one_colour_are_found_by_the_picture(broken: Path, tool: Tool) -> None:
+    weights, name = broken / "vae" / "diffusion_pytorch_model.safetensors", "decoder.conv_out.weight"
+    change_tensors(weights, lambda tensors: tensors.update({name: torch.zeros_like(tensors[name])}))
     assert tool.complaint("verify", broken).startswith(f"{broken}: makes a picture of one colour only")
 
 
