@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Several processes compute on the same cores; OpenMP threads that spin while they wait slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve gateway load-test test faults soak lint format bench bench-gpu demo-checkpoint setup clean
+.PHONY: demo serve gateway load-test test test-long faults soak lint format bench bench-gpu demo-checkpoint setup clean
 
 demo: setup ## start the server, make a sheet of pictures, say where it is
 	$(BIN)/python tools/demo.py
@@ -21,7 +21,11 @@ load-test: setup ## half a minute of Locust against Triton and the gateway; opti
 
 test: setup ## all tests, on a real Triton, real databases and a real browser; options: make test ARGS="-k stream"
 	tests/packages.sh
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not long" $(ARGS)
+
+test-long: setup ## what takes minutes more: every process killed or hung in turn, 300 generations of which half are left
+	tests/packages.sh
+	$(BIN)/python -m pytest -m long --deselect tests/faults/test_soak.py $(ARGS)
 
 faults: setup ## every fault that is survived, as a table in output/faults.md; ten minutes
 	tests/packages.sh

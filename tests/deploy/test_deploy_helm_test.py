@@ -19,6 +19,8 @@ from running_gateway import RunningGateway
 from tiny_sd_client import Unavailable
 from tiny_sd_gateway import keys
 
+EVERY_TRY = 3  # of the gateway's at one request
+
 
 @pytest.fixture
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningGateway]:
@@ -37,7 +39,7 @@ def test_helm_test_makes_a_picture_with_a_key_that_does_not_stay(gateway: Runnin
 
 
 def test_helm_test_says_what_the_gateway_said_when_there_is_no_picture(gateway: RunningGateway) -> None:
-    gateway.triton.at_start = [Unavailable("grpc://triton:8001: connection refused")]
+    gateway.triton.at_start = [Unavailable("grpc://triton:8001: connection refused")] * EVERY_TRY
     done = _helm_test(gateway)
     assert done.returncode == 1
     assert "the gateway answered 503: " in done.stderr

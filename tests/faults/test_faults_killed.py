@@ -12,7 +12,7 @@ from callers_in_flight import PICTURE, Callers, in_words
 from matrix import Matrix, Row
 from supervised import Supervised
 
-MODELS = ("tokenizer", "text_encoder", "unet", "vae_decoder", "tiny_sd_stream", "jobs")
+OTHERS = ("tokenizer", "text_encoder", "vae_decoder", "tiny_sd_stream", "jobs")
 TYPED = {PICTURE, "Unavailable", "ServerFault"}
 
 
@@ -23,7 +23,14 @@ def supervised(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     assert not server.regions(), "the last server left something on tmpfs"
 
 
-@pytest.mark.parametrize("victim", [*(f"/{model}/1/model.py" for model in MODELS), "bin/tritonserver"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "bin/tritonserver",
+        "/unet/1/model.py",
+        *(pytest.param(f"/{model}/1/model.py", marks=pytest.mark.long) for model in OTHERS),
+    ],
+)
 def test_whatever_is_killed_callers_hear_of_it_and_pictures_come_again(
     victim: str, supervised: Supervised, matrix: Matrix
 ) -> None:
