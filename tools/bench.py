@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ROOT / ".cache" / "checkpoints"
 ARCHITECTURES = ("test", "tiny-sd", "small-sd", "sd15")
+SCENARIOS = ("latency", "throughput", "mixed", "trace", "near-capacity", "gateway")
 CONTENDERS = ("diffusers", "engine", "served")
 
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse_arguments(arguments)
     # This checkout's engine is measured, as it is served, installed or not; the contenders' processes inherit both.
-    sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "client")]
+    sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "client"), str(ROOT)]
     os.environ.update(QUIET)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as LocalServer does: the same for all contenders
     if options.device == "CPU":
@@ -64,7 +65,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--scenario", choices=("latency", "throughput", "mixed", "gateway"), default="latency", help="what to measure")
+    add("--scenario", choices=SCENARIOS, default="latency", help="what to measure")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--architecture", choices=ARCHITECTURES, default="tiny-sd", help="of random weights")
     which.add_argument("--checkpoint", type=Path, metavar="DIR", help="a diffusers folder instead of random weights")
@@ -72,6 +73,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=int, default=20, metavar="N", help="denoising steps of a picture, 20 to 100")
     add("--size", type=int, default=512, metavar="PIXELS", help="width and height")
     add("--repeats", type=_count, default=5, metavar="N", help="rounds; an even number balances the order")
+    add("--run-seconds", type=_count, default=120, metavar="N", help="for trace and near-capacity; of each Locust run")
     add("--device", choices=("auto", "CPU", "GPU"), default="auto", help="auto: a GPU where there is one")
     add(
         "--contenders",
@@ -106,13 +108,17 @@ def make_setup(options: argparse.Namespace) -> Setup:
 
 def measure(setup: Setup, options: argparse.Namespace) -> Report:
     """Run the scenario that was asked for."""
-    from benchmark.gateway import overhead  # noqa: PLC0415 -- as in main
+    from benchmark.arrivals import near_capacity, trace  # noqa: PLC0415 -- as in main
+    from benchmark.gateway import overhead  # noqa: PLC0415
     from benchmark.latency import latency  # noqa: PLC0415
     from benchmark.mixed import mixed  # noqa: PLC0415
     from benchmark.throughput import throughput  # noqa: PLC0415
 
     if options.scenario == "latency":
         return latency(setup, options.repeats, options.contenders)
+    if options.scenario in ("trace", "near-capacity"):
+        arrivals = trace if options.scenario == "trace" else near_capacity
+        return arrivals(setup, options.repeats, options.run_seconds)
     scenarios = {"throughput": throughput, "mixed": mixed, "gateway": overhead}
     return scenarios[options.scenario](setup, options.repeats)
 

@@ -57,6 +57,24 @@ def test_the_gateway_is_compared_with_triton_itself(checkpoint: Path, tmp_path: 
     assert {"Triton: tritonserver", "gateway"} <= {peak["process"] for peak in measured["peaks"]}
 
 
+def test_both_modes_get_the_same_arrivals_from_locust(checkpoint: Path, tmp_path: Path) -> None:
+    measurements = tmp_path / "report.json"
+    options = [f"--checkpoint={checkpoint}", "--repeats=1", "--size=128", "--device=CPU", "--scenario=trace"]
+    done = subprocess.run(
+        [sys.executable, "tools/bench.py", *options, "--run-seconds=8", f"--json={measurements}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(measurements.read_text())["measurements"]["requests"]
+    (in_flight,), (plain,) = runs["in flight"], runs["plain"]
+    assert in_flight
+    assert [(row["due_s"], row["kind"]) for row in in_flight] == [(row["due_s"], row["kind"]) for row in plain]
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "tools/bench.py", f"--checkpoint={tmp_path}"],
