@@ -21,7 +21,7 @@ load-test: setup ## half a minute of Locust against Triton and the gateway; opti
 
 test: setup ## all tests, on a real Triton, real databases and a real browser; options: make test ARGS="-k stream"
 	tests/packages.sh
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not long" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 test-long: setup ## what takes minutes more: every process killed or hung in turn, 300 generations of which half are left
 	tests/packages.sh

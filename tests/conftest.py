@@ -5,10 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from painting import write_painting
 from reference import Reference
 from tiny_sd_engine.architectures import write_random
+
+_SHARE_SERVERS = {f"tests/serving/test_{name}.py" for name in ("in_flight", "load_test", "evaluate")}
+_SHARE_A_SERVER = {
+    f"tests/serving/test_{name}.py" for name in ("client", "command", "demo_pictures", "ensemble", "refusals")
+}
+
+
+class ByServer(LoadFileScheduling):
+    """As ``--dist loadfile``, but files that share servers go to one process: a start takes twenty CPU seconds."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        for together in (_SHARE_SERVERS, _SHARE_A_SERVER):
+            if file in together:
+                return min(together)
+        return file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session")
