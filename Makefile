@@ -46,10 +46,12 @@ format: setup ## put the code in order
 REPORTS := docs/benchmarks
 BENCH := $(BIN)/python tools/bench.py
 
-bench: setup ## diffusers, engine and server side by side on this CPU; half an hour on two cores
+bench: setup ## diffusers, engine and server side by side on this CPU; an hour on two cores
 	$(BENCH) --device CPU --architecture test --repeats 10 --out $(REPORTS)/cpu-test.md
 	$(BENCH) --device CPU --architecture test --scenario mixed --repeats 4 --out $(REPORTS)/cpu-test-mixed.md
 	$(BENCH) --device CPU --architecture test --scenario throughput --repeats 3 --out $(REPORTS)/cpu-test-throughput.md
+	$(BENCH) --device CPU --architecture test --scenario trace --repeats 2 --out $(REPORTS)/cpu-test-trace.md
+	$(BENCH) --device CPU --architecture test --scenario near-capacity --repeats 1 --run-seconds 600 --out $(REPORTS)/cpu-test-near-capacity.md
 	$(BENCH) --device CPU --architecture test --scenario gateway --repeats 20 --out $(REPORTS)/cpu-test-gateway.md
 	$(BENCH) --device CPU --architecture tiny-sd --repeats 2 --out $(REPORTS)/cpu-tiny-sd.md
 
@@ -57,6 +59,8 @@ bench-gpu: setup ## the same on the GPU
 	$(BENCH) --device GPU --architecture tiny-sd --repeats 6 --out $(REPORTS)/gpu-tiny-sd.md
 	$(BENCH) --device GPU --architecture tiny-sd --scenario mixed --repeats 4 --out $(REPORTS)/gpu-tiny-sd-mixed.md
 	$(BENCH) --device GPU --architecture tiny-sd --scenario throughput --repeats 2 --out $(REPORTS)/gpu-tiny-sd-throughput.md
+	$(BENCH) --device GPU --architecture tiny-sd --scenario trace --repeats 2 --out $(REPORTS)/gpu-tiny-sd-trace.md
+	$(BENCH) --device GPU --architecture tiny-sd --scenario near-capacity --repeats 1 --run-seconds 600 --out $(REPORTS)/gpu-tiny-sd-near-capacity.md
 	$(BENCH) --device GPU --architecture tiny-sd --scenario gateway --repeats 20 --out $(REPORTS)/gpu-tiny-sd-gateway.md
 
 demo-checkpoint: setup ## train the built-in checkpoint from nothing; some hours on two cores, goes on where it was broken off

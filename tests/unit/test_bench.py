@@ -12,6 +12,7 @@ from PIL import Image
 
 import bench
 from benchmark import figures, report
+from benchmark.arrivals import Answers, lost, near_capacity_table, trace_tables
 from benchmark.contenders import Peak, Setup
 from benchmark.figures import Spread, alternating, high_water_bytes, largest_difference, process_name, read_metrics
 from benchmark.latency import CONTENDERS, compare_pictures, latency_tables
@@ -146,6 +147,32 @@ def test_every_request_is_new_to_the_response_cache_and_the_same_for_every_conte
     assert setup.request(1).prompt != setup.request(2).prompt
     assert setup.request(1).negative_prompt != setup.request(2).negative_prompt
     assert setup.request(1, steps=100).num_inference_steps == 100
+
+
+def answers(*rows: tuple[float, float, str, str]) -> Answers:
+    """When each was due, how long it took, its kind, and how it ended."""
+    names = ("due_s", "seconds", "kind", "outcome")
+    return Answers([dict(zip(names, map(str, row), strict=True)) for row in rows])
+
+
+def test_arrivals_are_compared_by_kind() -> None:
+    in_flight = answers((0, 1, "draft", "answered"), (1, 2, "draft", "answered"), (2, 6, "long", "answered"))
+    plain = answers((0, 4, "draft", "answered"), (1, 0.1, "draft", "refused"), (2, 3, "long", "answered"))
+    waited, compared, ends = trace_tables({"in flight": [in_flight], "plain": [plain]})
+    assert ["draft p50, in flight", "1.00", "1.00 to 1.00"] in waited.rows
+    assert ["draft p99, plain", "4.00", "4.00 to 4.00"] in waited.rows
+    assert ["draft p50", "4.00x", "4.00x to 4.00x"] in compared.rows
+    assert ["long p99", "0.50x", "0.50x to 0.50x"] in compared.rows
+    assert ends.rows == [["in flight", "3", "0"], ["plain", "2", "1"]]
+
+
+def test_a_load_near_capacity_is_compared_with_what_was_offered() -> None:
+    saturated = answers(*((0, second, "draft", "answered") for second in (1, 2, 3, 4)))
+    loaded = answers((0, 1, "draft", "answered"), (3, 2, "draft", "answered"), (4, 1, "draft", "lost"))
+    rows = {row[0]: row[1] for row in near_capacity_table([saturated], [loaded], [0.5]).rows}
+    assert (rows["capacity, pictures a second"], rows["answered"]) == ("1.000", "0.400")
+    assert (rows["answered / offered"], rows["p99 / p50"]) == ("0.800", "2.00x")
+    assert lost([saturated, loaded]) == ["1 requests lost"]
 
 
 def test_options_offer_what_there_is() -> None:
