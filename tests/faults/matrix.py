@@ -12,11 +12,11 @@ REPORT = ROOT / "output" / "faults.md"
 
 @dataclass(frozen=True)
 class Row:
-    """One fault as it was survived; ``seconds``: from the fault to the next picture."""
+    """One fault as it was survived; ``seconds``: until the next picture, where something had to come back for it."""
 
     fault: str
     callers_saw: str
-    seconds: float | None
+    seconds: float | None = None
     left_behind: str = "nothing"
 
 

@@ -79,7 +79,7 @@ def test_the_generation_of_a_process_that_is_killed_is_stopped(url: str, server:
         wait_until(lambda: in_flight(server) == 0, PATIENCE_S)
     assert metrics(server.metrics_url)["tiny_sd_unet_steps_total:unet"] - steps < 4 * STEPS, "it was drawn to its end"
     draw(server)
-    matrix.add(Row(f"a caller over {url[:4]} is killed", "stopped before its last step", 0.0))
+    matrix.add(Row(f"a caller over {url[:4]} is killed", "stopped before its last step"))
 
 
 def test_a_caller_who_no_longer_reads_keeps_nobody_waiting(url: str, server: LocalServer, matrix: Matrix) -> None:
@@ -92,7 +92,7 @@ def test_a_caller_who_no_longer_reads_keeps_nobody_waiting(url: str, server: Loc
         said, _ = caller.communicate(timeout=PATIENCE_S)
     # gRPC's servers end a connection on which nothing could be sent for 20 s (TCP_USER_TIMEOUT).
     assert said.splitlines()[-1].startswith(("Generation", "Unavailable")), "who reads on has all of it or knows"
-    matrix.add(Row(f"a caller over {url[:4]} stops reading, and reads on later", "all of it, or Unavailable", 0.0))
+    matrix.add(Row(f"a caller over {url[:4]} stops reading, and reads on later", "all of it, or Unavailable"))
 
 
 def test_requests_that_never_end_cost_nobody_anything(server: LocalServer, matrix: Matrix) -> None:
@@ -104,4 +104,4 @@ def test_requests_that_never_end_cost_nobody_anything(server: LocalServer, matri
         draw(server)
         with Client(f"http://{server.http_url}", patience=0) as client:
             assert client.generate("a circle", img_width=128, img_height=128).files
-    matrix.add(Row("100 callers over http send half a request", "others: pictures", 0.0))
+    matrix.add(Row("100 callers over http send half a request", "others: pictures"))

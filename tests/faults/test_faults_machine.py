@@ -88,7 +88,7 @@ def test_sigterm_under_load_leaves_nobody_without_an_answer(
         server.process.wait(PATIENCE_S)
     assert set(saw) <= {PICTURE, "Unavailable", "ServerFault"}
     assert not [process for process in processes if alive(process)]
-    matrix.add(Row("SIGTERM under load", in_words(saw), None))
+    matrix.add(Row("SIGTERM under load", in_words(saw)))
 
 
 @pytest.mark.parametrize("jump", ["+3600", "-3600"])
@@ -112,7 +112,7 @@ def test_a_clock_that_jumps_costs_no_picture(jump: str, checkpoint: Path, tmp_pa
             # A timeout is counted from now by whichever clock the server has.
             assert client.generate("a circle", img_width=128, img_height=128, timeout=60).files
             assert client.jobs() == []
-    matrix.add(Row(f"the clock jumps by {jump} s", in_words(saw), 0.0))
+    matrix.add(Row(f"the clock jumps by {jump} s", in_words(saw)))
 
 
 def test_a_full_disk_under_the_database_is_unavailable_until_there_is_room(tmp_path: Path, matrix: Matrix) -> None:

@@ -82,7 +82,7 @@ def test_only_whoever_is_at_fault_fails(
     with Client(f"grpc://{faulty_server.grpc_url}") as client:
         # The text encoder does not know whose prompts it has, so whose they were is noticed a little later.
         wait_until(lambda: not client.jobs(), PATIENCE_S)
-    matrix.add(Row(fault, "1 ServerFault (whoever was at fault), 3 picture", 0.0))
+    matrix.add(Row(fault, "1 ServerFault (whoever was at fault), 3 picture"))
 
 
 def test_calls_that_are_too_large_are_made_in_parts(faulty_server: LocalServer, undisturbed: list[np.ndarray]) -> None:

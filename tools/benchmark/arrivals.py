@@ -113,7 +113,8 @@ def near_capacity(setup: Setup, repeats: int, run_s: int) -> Report:
 def trace_tables(runs: Mapping[str, Sequence[Answers]]) -> list[Table]:
     """Seconds by kind and mode, and what plain takes for each second in flight."""
     rows, compared = [], []
-    for kind in ("draft", "long"):
+    # A short run may have none of a kind.
+    for kind in (kind for kind in ("draft", "long") if all(run.seconds(kind) for own in runs.values() for run in own)):
         for share in (0.5, 0.99):
             label = f"{kind} p{share * 100:.0f}"
             values = {name: [percentile(run.seconds(kind), share) for run in own] for name, own in runs.items()}
