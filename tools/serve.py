@@ -203,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
         help="begin a picture every so often (15 s without a number), and start the server again if it cannot",
     )
     add("--ready-timeout", type=float, default=600, metavar="SECONDS", help="give up if not ready by then")
-    add("--exit-timeout", type=int, default=30, metavar="SECONDS", help="how long to wait for Triton to exit; it breaks off what is in flight, which `tiny-sd drain` waits for")
+    stopping = "how long to wait for Triton to exit; it breaks off what is in flight, which `tiny-sd drain` waits for"
+    add("--exit-timeout", type=int, default=30, metavar="SECONDS", help=stopping)
     return parser
 
 
