@@ -11,6 +11,7 @@ from tiny_sd_client.errors import Busy, DeadlineExceeded
 from tiny_sd_client.results import Progress
 
 _LOOK_S = 0.5
+_STEPS = 20
 
 
 def check(client: Client, timeout: float, *, whole: bool = False) -> None:
@@ -18,8 +19,9 @@ def check(client: Client, timeout: float, *, whole: bool = False) -> None:
 
     timeout: seconds, in all
 
-    A full server is healthy if a generation gets on. Raises TinySDError if the server is not healthy. The client must
-    have no patience, or a server that is away would only be late.
+    A full server is healthy if a generation gets on, and a busy one if the check's own does, however slowly. Raises
+    TinySDError if the server is not healthy. The client must have no patience, or a server that is away would only be
+    late.
     """
     deadline = time.monotonic() + timeout
     try:
@@ -30,10 +32,18 @@ def check(client: Client, timeout: float, *, whole: bool = False) -> None:
 
 def _draw(client: Client, timeout: float, *, whole: bool) -> None:
     # The text encoder's answers are cached, so each check needs a prompt of its own.
-    with closing(client.stream(f"check {secrets.token_hex(8)}", timeout=timeout)) as events:
-        for event in events:
-            if isinstance(event, Progress) and event.step and not whole:
-                return
+    prompt = f"check {secrets.token_hex(8)}"
+    step = 0
+    try:
+        with closing(client.stream(prompt, num_inference_steps=_STEPS, timeout=timeout)) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    step = event.step
+                if step and not whole:
+                    return
+    except DeadlineExceeded:
+        if not 0 < step < _STEPS:  # it never began, or was denoised and never decoded
+            raise
 
 
 def _see_it_move(client: Client, deadline: float) -> None:

@@ -5,7 +5,7 @@
 set -eu
 state=${TMPDIR:-/tmp}/tiny-sd
 whole=""
-if ls /dev/nvidia[0-9]* /dev/dxg >/dev/null 2>&1; then
+if "$(dirname "$0")/has-gpu.sh"; then
     whole=--whole
 fi
 

