@@ -27,6 +27,8 @@ _PICTURES = "drawings:5000"
 CURVES = ROOT / "docs" / "demo-checkpoint"
 _CARD = Path(__file__).with_name("card.md")
 
+_NOISE_BIAS = 2.0
+
 DECODER = autoencoder.Plan(steps=1500)
 
 
@@ -50,13 +52,16 @@ def make_teacher(work: Path) -> None:
 
     First on small pictures, of which a step takes many; last with an emphasis on much noise, where prompts are learned.
     """
-    untrained, small, large, teacher = (work / name for name in ("untrained", "teacher-256", "teacher-512", "teacher"))
+    names = ("untrained", "teacher-256", "teacher-512", "teacher-noise", "teacher")
+    untrained, small, large, noise, teacher = (work / name for name in names)
     if not untrained.is_dir():
         write_untrained(work / "encoder" / "vae", untrained, _SEED)
     train(_teacher(work, untrained, small, "drawings:10000", size=256, batch=32, steps=3000, rate=1e-3), resume=True)
     train(_teacher(work, small, large, _PICTURES, size=512, batch=16, steps=1200, rate=7e-4), resume=True)
-    last = _teacher(work, large, teacher, _PICTURES, size=512, batch=16, steps=3000, rate=5e-4)
-    train(replace(last, noise_bias=2.0), resume=True)
+    third = _teacher(work, large, noise, _PICTURES, size=512, batch=16, steps=3000, rate=5e-4)
+    train(replace(third, noise_bias=_NOISE_BIAS), resume=True)
+    last = _teacher(work, noise, teacher, _PICTURES, size=512, batch=16, steps=2400, rate=6e-4)
+    train(replace(last, noise_bias=_NOISE_BIAS), resume=True)
 
 
 def make_student(work: Path) -> None:
@@ -96,7 +101,12 @@ def draw_curves(work: Path, out: Path) -> None:
 
 _CURVES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"decoder": "decoder"},
-    "teacher": {"256 pixels": "teacher-256", "512 pixels": "teacher-512", "much noise": "teacher"},
+    "teacher": {
+        "256 pixels": "teacher-256",
+        "512 pixels": "teacher-512",
+        "much noise": "teacher-noise",
+        "much noise, on": "teacher",
+    },
     "student": {"student": "student"},
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }
