@@ -28,7 +28,7 @@ from rendered_chart import (
 
 OLDEST_KUBERNETES = "1.30"
 CUSTOM = {"HTTPRoute", "InferenceService", "PodMonitor", "PrometheusRule", "ScaledObject"}
-"""Kinds of which Kubernetes itself has no schema."""
+"""Custom resources, of which Kubernetes itself has no schema. Nothing here validates their fields."""
 KEDA = ("autoscaling.kind=keda", "autoscaling.prometheusUrl=http://prometheus-operated.monitoring:9090")
 RENDERINGS = [
     *((name,) for name in VALUES_FILES),
@@ -57,7 +57,7 @@ def test_there_is_a_values_file_for_each_size() -> None:
 
 @pytest.mark.parametrize("version", [OLDEST_KUBERNETES, kubernetes_validate.latest_version()])
 @pytest.mark.parametrize("rendering", RENDERINGS, ids=lambda it: " ".join(it)[:60])
-def test_every_object_is_valid_for_kubernetes(rendering: tuple[str, ...], version: str) -> None:
+def test_every_object_of_kubernetes_own_kinds_is_valid(rendering: tuple[str, ...], version: str) -> None:
     for found in render(*rendering).objects:
         if found["kind"] not in CUSTOM:
             _validate(json.dumps(found), version)
@@ -123,7 +123,14 @@ def test_names_keep_within_the_limit_whatever_the_release_is_called() -> None:
         ("httpRoute.enabled=true,publicUrl=https://a.example.com", "httpRoute.parentRefs: name the Gateway"),
         ("autoscaling.kind=keda", "autoscaling.prometheusUrl: KEDA asks Prometheus itself"),
         ("autoscaling.kind=hpa,autoscaling.minReplicas=5", "autoscaling.minReplicas is above maxReplicas"),
-        ("autoscaling.kind=hpa,autoscaling.jobsInFlight=32", "must be below triton.maxInFlight"),
+        ("autoscaling.kind=hpa,triton.maxInFlight=8,autoscaling.jobsInFlight=8", "jobsInFlight: must be below 8"),
+        ("autoscaling.kind=hpa,triton.maxInFlight=64,autoscaling.jobsInFlight=32", "the U-Net of each GPU holds 32"),
+        (
+            "autoscaling.kind=hpa,triton.gpu.count=0,triton.maxInFlight=64,autoscaling.jobsInFlight=40",
+            "jobsInFlight: must be below 32",
+        ),
+        ("checkpoint.env.HF_TOKEN=hf_1", "put it into a Secret, and name that in checkpoint.tokenSecret"),
+        ("triton.env.TINY_SD_ADMIN_KEY=secret", "put it into a Secret, and name that in triton.adminKeySecret"),
         ("autoscaling.kind=hpa,kserve.enabled=true", "KServe scales its own Deployments"),
     ],
 )

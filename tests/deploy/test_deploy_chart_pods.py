@@ -328,6 +328,20 @@ def test_fetching_is_allowed_the_network_and_keeps_what_it_has_on_scratch() -> N
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "HF_TOKEN"}}} in pod.main["env"]
 
 
+@pytest.mark.parametrize("values_file", [GPUS, ONE_GPU])
+def test_who_fetches_can_be_told_of_a_mirror_and_a_proxy(values_file: str) -> None:
+    given = {
+        "HF_ENDPOINT": "https://hub.example.com",
+        "HTTPS_PROXY": "http://proxy.example.com:443",
+        "HF_HOME": "/tmp/mine",
+    }
+    rendered = render(values_file, *(f"checkpoint.env.{name}={value}" for name, value in given.items()))
+    (container,) = (it for pod in rendered.pods() for it in pod.containers if it["name"] == "fetch")
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert len(environment) == len(container["env"]), "one's own goes before the chart's"
+    assert given.items() <= environment.items()
+
+
 def test_a_job_is_another_one_exactly_when_something_in_it_changes() -> None:
     """Kubernetes refuses to change a Job, and an upgrade must not fail because of that."""
 
@@ -337,15 +351,18 @@ def test_a_job_is_another_one_exactly_when_something_in_it_changes() -> None:
 
     changes = ["", "triton.image.tag=0.2.0", "triton.nodeSelector.pool=a", "triton.tolerations[0].key=a",
                "checkpoint.resources.limits.memory=9Gi", "checkpoint.tokenSecret=hub", "imagePullSecrets[0].name=a",
-               "triton.affinity.nodeAffinity.a=b", f"checkpoint.revision={'a' * 40}"]  # fmt: skip
+               "triton.affinity.nodeAffinity.a=b", f"checkpoint.revision={'a' * 40}",
+               "checkpoint.env.HF_ENDPOINT=a"]  # fmt: skip
     made = [job(*([change] if change else [])) for change in changes]
     assert len({name for name, _ in made}) == len(changes)
     assert job("gateway.replicas=4", "triton.maxInFlight=40") == made[0]
 
 
 def test_secrets_are_named_and_never_written_down() -> None:
-    rendered = render(GPUS, *EVERYTHING, "checkpoint.tokenSecret=hub")
+    rendered = render(GPUS, *EVERYTHING, "checkpoint.tokenSecret=hub", "triton.adminKeySecret=operators")
     assert not rendered.of("Secret")
+    key = {"secretKeyRef": {"name": "operators", "key": "TINY_SD_ADMIN_KEY"}}
+    assert {"name": "TINY_SD_ADMIN_KEY", "valueFrom": key} in rendered.pod("triton").main["env"]
     url = {"secretKeyRef": {"name": "tiny-sd-database", "key": "url"}}
     for component in ("gateway", "test"):
         assert {"name": "TINY_SD_GATEWAY_DATABASE_URL", "valueFrom": url} in rendered.pod(component).main["env"]

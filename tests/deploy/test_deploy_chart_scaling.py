@@ -30,6 +30,22 @@ def test_the_autoscaler_aims_at_what_is_in_flight_in_each_pod() -> None:
     assert scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
 
 
+def test_a_pod_with_several_gpus_is_full_when_all_of_them_are() -> None:
+    settings = ("triton.gpu.count=2", "triton.maxInFlight=64", "autoscaling.jobsInFlight=40")
+    (metric,) = render(GPUS, *settings).the("HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["pods"]["target"]["averageValue"] == "40"
+
+
+@pytest.mark.parametrize("values_file", [GPUS, KSERVE])
+def test_a_long_queue_asks_for_every_pod_and_leaves_room_for_those_who_wait(values_file: str) -> None:
+    rendered = render(values_file)
+    scaling = yaml.safe_load((CHART / values_file).read_text())["autoscaling"]
+    gateways = rendered.the("Deployment", "tiny-sd-gateway")["spec"]["replicas"]
+    queued = gateways * int(rendered.pod("gateway").environment["TINY_SD_GATEWAY_WORKERS"])
+    room = scaling["maxReplicas"] * int(rendered.pod("triton").environment["TINY_SD_MAX_IN_FLIGHT"])
+    assert scaling["maxReplicas"] * scaling["jobsInFlight"] < queued <= 0.75 * room
+
+
 def test_the_metric_is_one_that_triton_has_and_the_adapter_serves() -> None:
     metrics = (ROOT / "model_repository" / "unet" / "1" / "metrics.py").read_text()
     assert f'metric("{IN_FLIGHT.removeprefix("tiny_sd_")}"' in metrics

@@ -130,9 +130,10 @@ args:
     exec python /opt/tiny-sd/tools/checkpoint.py fetch "$REPOSITORY" --revision "$REVISION" --out "$OUT"
 env:
   {{- /* Interrupted downloads go on from the scratch volume. The image asks NVIDIA's runtime for all GPUs: here it gets none. */}}
-  {{- dict "REPOSITORY" .Values.checkpoint.repository "REVISION" .Values.checkpoint.revision
+  {{- $usual := dict "REPOSITORY" .Values.checkpoint.repository "REVISION" .Values.checkpoint.revision
       "OUT" (include "tiny-sd.checkpointPath" .) "HOME" "/tmp" "HF_HOME" "/tmp/huggingface" "HF_HUB_OFFLINE" "0"
-      "NVIDIA_VISIBLE_DEVICES" "void" | include "tiny-sd.env" | trim | nindent 2 }}
+      "NVIDIA_VISIBLE_DEVICES" "void" }}
+  {{- mergeOverwrite $usual .Values.checkpoint.env | include "tiny-sd.env" | trim | nindent 2 }}
   {{- with .Values.checkpoint.tokenSecret }}
   - name: HF_TOKEN
     valueFrom:
@@ -199,6 +200,9 @@ sum(avg_over_time(tiny_sd_jobs_in_flight{namespace="{{ .Release.Namespace }}",po
 {{- end }}
 {{- $several := or (gt (int .Values.triton.replicas) 1) (ne .Values.autoscaling.kind "none") }}
 {{- with .Values.checkpoint }}
+  {{- if hasKey .env "HF_TOKEN" }}
+    {{- fail "checkpoint.env.HF_TOKEN: everybody could read it there; put it into a Secret, and name that in checkpoint.tokenSecret" }}
+  {{- end }}
   {{- if and (eq .storage "existing") (not (and .existingClaim .folder)) }}
     {{- fail "checkpoint.storage existing: name checkpoint.existingClaim, and the checkpoint.folder in it" }}
   {{- end }}
@@ -215,6 +219,9 @@ sum(avg_over_time(tiny_sd_jobs_in_flight{namespace="{{ .Release.Namespace }}",po
   {{- end }}
 {{- end }}
 {{- with .Values.triton }}
+  {{- if hasKey .env "TINY_SD_ADMIN_KEY" }}
+    {{- fail "triton.env.TINY_SD_ADMIN_KEY: everybody could read it there; put it into a Secret, and name that in triton.adminKeySecret" }}
+  {{- end }}
   {{- if and (gt (int .gpu.count) 1) (hasSuffix ".shared" .gpu.resource) }}
     {{- fail "triton.gpu.count: more shares of a time-sliced GPU give no more of it; allowed: 1" }}
   {{- end }}
@@ -236,8 +243,9 @@ sum(avg_over_time(tiny_sd_jobs_in_flight{namespace="{{ .Release.Namespace }}",po
     {{- if gt (int .minReplicas) (int .maxReplicas) }}
       {{- fail "autoscaling.minReplicas is above maxReplicas" }}
     {{- end }}
-    {{- if ge (int .jobsInFlight) (int $.Values.triton.maxInFlight) }}
-      {{- fail "autoscaling.jobsInFlight: must be below triton.maxInFlight, or a full pod is not seen as too much" }}
+    {{- $held := min $.Values.triton.maxInFlight (mul 32 (max 1 $.Values.triton.gpu.count)) }}
+    {{- if ge (int .jobsInFlight) (int $held) }}
+      {{- fail (printf "autoscaling.jobsInFlight: must be below %d, or a full pod is not seen as too much: it takes triton.maxInFlight, and the U-Net of each GPU holds 32" (int $held)) }}
     {{- end }}
   {{- end }}
   {{- if and (eq .kind "keda") (not .prometheusUrl) }}

@@ -63,6 +63,11 @@ containers:
       {{- $usual = set $usual "OTEL_EXPORTER_OTLP_ENDPOINT" . }}
       {{- end }}
       {{- mergeOverwrite $usual $triton.env | include "tiny-sd.env" | trim | nindent 6 }}
+      {{- with $triton.adminKeySecret }}
+      - name: TINY_SD_ADMIN_KEY
+        valueFrom:
+          secretKeyRef: { name: {{ . }}, key: TINY_SD_ADMIN_KEY }
+      {{- end }}
     resources:
       {{- $gpus := dict }}
       {{- if $triton.gpu.count }}
