@@ -165,6 +165,7 @@ def _student(work: Path, name: str, *, steps: int = 1000, w_feat: float = 1.0, t
         precision="bf16",
         w_feat=w_feat,
         taught=taught,
+        noise_bias=_NOISE_BIAS,
         cache=work / "cache",
         save_every=200,
         seed=_SEED,
