@@ -1,12 +1,11 @@
 """The denoising loop, batched in flight: pick what runs, run it, book the results.
 
-Jobs come and go between any two U-Net calls. A call holds images of equal shape from whichever jobs have waited
-longest, each at its own timestep of its own schedule.
+Jobs come and go between any two U-Net calls. A call holds images of equal shape from whichever jobs have had least of
+the U-Net, each at its own timestep of its own schedule.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import threading
@@ -61,8 +60,6 @@ class Image:
     def __init__(self, job: Job, seed: int, shape: tuple[int, int, int], device: torch.device) -> None:
         self.job = job
         self.evaluation = 0
-        self.turn = 0
-        """When this image last ran, in U-Net calls; 0: never."""
         self._shape = shape
         self._generator = torch.Generator().manual_seed(seed)
         self._history = torch.zeros(HISTORY, *shape, device=device)
@@ -110,6 +107,8 @@ class Job:
         self.schedule = schedule
         self.coefficients = schedule.coefficients.to(device.torch_device)
         self.error: Exception | None = None
+        self.served = 0.0
+        """The U-Net's work for this job, and for others while it was not there; see :meth:`Denoiser._pick`."""
         self.previewed_step = 0
         """Step of the last preview; kept here for whoever makes them."""
         self.seen = time.monotonic()
@@ -192,7 +191,7 @@ class Denoiser:
         self._channels, self._pixels_per_latent = checkpoint.latent_shape(path)
         self._tokens = checkpoint.tokens_per_window(path)
         self._jobs: dict[object, Job] = {}
-        self._turns = itertools.count(1)
+        self._served = 0.0
         self._runs = 0
         self._handed_back = False
         self._last_run = time.monotonic()
@@ -209,6 +208,7 @@ class Denoiser:
         with self._lock:
             if key not in self._jobs:
                 self._jobs[key] = self._admit(task())
+                self._jobs[key].served = self._served
                 self._jobs[key].seen_in_run = self._runs
                 self._report_jobs()
             return self._jobs[key]
@@ -333,8 +333,14 @@ class Denoiser:
                 self.stop(job, Overdue())
 
     def _pick(self, jobs: Iterable[Job]) -> list[Image]:
-        """Images for one U-Net call: the one that has waited longest, then those that fit in with it, in that order."""
-        waiting = sorted((image for job in jobs for image in job.images if not image.finished), key=lambda i: i.turn)
+        """Images for one U-Net call: one of the job that has had least of the U-Net, then those that fit in with it.
+
+        Jobs share the U-Net by work, not by calls: one of four large pictures has no more of it than one of a single
+        small picture, which is done all the sooner. This is start-time fair queueing (Goyal, Vin and Cheng, 1996): a
+        job that comes, or comes back, counts as served like the one whose turn it is.
+        """
+        unfinished = (image for job in jobs for image in job.images if not image.finished)
+        waiting = sorted(unfinished, key=lambda image: (image.job.served, image.evaluation))
         picked: list[Image] = []
         rows = 0
         for image in waiting:
@@ -342,6 +348,10 @@ class Denoiser:
                 continue
             picked.append(image)
             rows += image.job.rows
+        if picked:
+            self._served = max(self._served, picked[0].job.served)
+        for image in picked:
+            image.job.served = max(image.job.served, self._served) + image.job.rows * image.latents[0].numel()
         return picked
 
     def _advance(self, images: Sequence[Image]) -> None:
@@ -356,9 +366,7 @@ class Denoiser:
                 if not image.job.ended:
                     self._advance([image])
             return
-        turn = next(self._turns)
         for image, prediction in zip(images, predictions, strict=True):
-            image.turn = turn
             try:
                 image.book(prediction)
             except Exception as error:  # likewise

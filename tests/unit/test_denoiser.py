@@ -85,7 +85,7 @@ def sharing(loaded: Denoiser, max_rows: int) -> Denoiser:
     denoiser._max_rows = max_rows
     denoiser._observer = Recorder()
     denoiser._jobs = {}
-    denoiser._turns = itertools.count(1)
+    denoiser._served = 0.0
     denoiser._lock = threading.Lock()
     return denoiser
 
@@ -318,7 +318,7 @@ def test_a_short_job_that_comes_later_is_done_while_a_long_one_goes_on(loaded: D
     short = denoiser.job("short", lambda: short_task)
     denoiser.run([long, short], math.inf)
     assert short.finished
-    assert progress(long) == [13], "they alternate, and the one that never ran goes first"
+    assert progress(long) == [12], "they alternate, and the one that never ran goes first"
     denoiser.run_to_end([long])
     assert torch.equal(short.latents(), alone(loaded, short_task))
     assert torch.equal(long.latents(), alone(loaded, long_task))
@@ -327,23 +327,61 @@ def test_a_short_job_that_comes_later_is_done_while_a_long_one_goes_on(loaded: D
 def test_jobs_that_cannot_share_a_call_take_turns(loaded: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = sharing(loaded, 2)
     calls = spy_on_calls(denoiser, monkeypatch)
-    first, second = admit(denoiser, a_task(), a_task(width=64))
+    first, second = admit(denoiser, a_task(width=64, height=128), a_task(width=128, height=64))
     for _ in range(10):
         denoiser.run([first, second], 0.0)
     assert [call[0].job for call in calls] == [first, second] * 5
 
 
-def test_every_image_waits_its_turn_whoever_asks_first(loaded: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    denoiser = sharing(loaded, 4)
-    calls = spy_on_calls(denoiser, monkeypatch)
-    jobs = admit(
-        denoiser, *(a_task(width=width, seeds=seeds) for width, seeds in [(128, [1, 2, 3]), (64, [4]), (96, [5])])
+def work(job: Job) -> int:
+    """In evaluations of a row of 64 by 64 pixels."""
+    return sum(progress(job)) * job.rows * job.task.width * job.task.height // 64**2
+
+
+@pytest.mark.parametrize("max_rows", [2, 4, 16])
+def test_the_unet_is_shared_by_work_whoever_asks_first(loaded: Denoiser, max_rows: int) -> None:
+    denoiser = sharing(loaded, max_rows)
+    large, several, small, _ = jobs = admit(
+        denoiser,
+        a_task(width=128, num_inference_steps=100),
+        a_task(width=64, height=64, seeds=[1, 2, 3], num_inference_steps=100),
+        a_task(width=64, num_inference_steps=100),
+        a_task(width=64, height=96, guidance_scale=1.0, num_inference_steps=100),
     )
-    for turn in range(30):
-        denoiser.run(jobs[turn % 3 :] + jobs[: turn % 3], 0.0)
-    for image in (image for job in jobs for image in job.images):
-        turns = [0, *(turn for turn, call in enumerate(calls, start=1) if image in call), len(calls) + 1]
-        assert max(after - before for before, after in itertools.pairwise(turns)) <= 5, "one turn for each image"
+    for turn in range(60):
+        denoiser.run(jobs[turn % 4 :] + jobs[: turn % 4], 0.0)
+        most = max(work(job) for job in jobs)
+        assert most - min(work(job) for job in jobs) <= 2 * max(8, work_of_a_call(several, max_rows)), "a call or two"
+    assert progress(small)[0] == pytest.approx(2 * progress(large)[0], abs=2)
+    assert max(progress(several)) - min(progress(several)) <= 1, "a job's images take turns"
+
+
+def work_of_a_call(job: Job, max_rows: int) -> int:
+    """The most that a job of 64 by 64 pixels has of one call."""
+    return min(len(job.images) * job.rows, max_rows)
+
+
+def test_a_small_job_does_not_wait_for_the_steps_of_large_ones(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 1)
+    large = [denoiser.job(f"large {i}", lambda: a_task(width=256, height=256, num_inference_steps=50)) for i in (1, 2)]
+    for _ in range(4):
+        denoiser.run(large, 0.0)
+    small = denoiser.job("small", lambda: a_task(width=64, height=64, num_inference_steps=16))
+    calls = 0
+    while not small.finished:
+        denoiser.run([*large, small], 0.0)
+        calls += 1
+    assert calls <= 16 + 4, "a step of a large one is worth sixteen of the small one"
+
+
+def test_a_job_that_was_away_does_not_make_up_for_it(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 1)
+    here, away = admit(denoiser, a_task(num_inference_steps=50), a_task(num_inference_steps=50))
+    for _ in range(20):
+        denoiser.run([here], 0.0)
+    for _ in range(10):
+        denoiser.run([here, away], 0.0)
+    assert (progress(here), progress(away)) == ([24], [6]), "a tie goes to the one with fewer steps done"
 
 
 def test_a_job_that_is_not_asked_for_stands_still(denoiser: Denoiser) -> None:
