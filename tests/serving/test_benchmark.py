@@ -14,17 +14,15 @@ from local_server.install import ROOT
 NAMES = ["diffusers", "engine", "served"]
 
 
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/bench.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
 def test_three_contenders_make_the_same_picture_and_are_reported(checkpoint: Path, tmp_path: Path) -> None:
     out, measurements = tmp_path / "report.md", tmp_path / "report.json"
     options = [f"--checkpoint={checkpoint}", "--precision=fp32", "--repeats=1", "--size=128", "--device=CPU"]
-    done = subprocess.run(
-        [sys.executable, "tools/bench.py", *options, f"--out={out}", f"--json={measurements}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = bench(*options, f"--out={out}", f"--json={measurements}")
     assert done.returncode == 0, done.stderr
     report = out.read_text()
     assert done.stdout == report
@@ -44,14 +42,7 @@ def test_three_contenders_make_the_same_picture_and_are_reported(checkpoint: Pat
 def test_the_gateway_is_compared_with_triton_itself(checkpoint: Path, tmp_path: Path) -> None:
     measurements = tmp_path / "report.json"
     options = [f"--checkpoint={checkpoint}", "--repeats=2", "--size=128", "--device=CPU", "--scenario=gateway"]
-    done = subprocess.run(
-        [sys.executable, "tools/bench.py", *options, f"--json={measurements}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = bench(*options, f"--json={measurements}")
     assert done.returncode == 0, done.stderr
     assert "Both give the same file for the same request." in done.stdout
     measured = json.loads(measurements.read_text())["measurements"]
@@ -62,14 +53,7 @@ def test_the_gateway_is_compared_with_triton_itself(checkpoint: Path, tmp_path: 
 def test_both_modes_get_the_same_arrivals_from_locust(checkpoint: Path, tmp_path: Path) -> None:
     measurements = tmp_path / "report.json"
     options = [f"--checkpoint={checkpoint}", "--repeats=1", "--size=128", "--device=CPU", "--scenario=trace"]
-    done = subprocess.run(
-        [sys.executable, "tools/bench.py", *options, "--run-seconds=8", f"--json={measurements}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = bench(*options, "--run-seconds=8", f"--json={measurements}")
     assert done.returncode == 0, done.stderr
     runs = json.loads(measurements.read_text())["measurements"]["requests"]
     (in_flight,), (plain,) = runs["in flight"], runs["plain"]
@@ -81,14 +65,7 @@ def test_both_modes_get_the_same_arrivals_from_locust(checkpoint: Path, tmp_path
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "tools/bench.py", f"--checkpoint={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = bench(f"--checkpoint={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stdout == ""
