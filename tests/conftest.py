@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from local_server import LocalServer, ServeError
 from painting import write_painting
 from reference import Reference
 from tiny_sd_engine.architectures import write_random
@@ -16,6 +18,8 @@ _SHARE_SERVERS = {f"tests/serving/test_{name}.py" for name in ("in_flight", "loa
 _SHARE_A_SERVER = {
     f"tests/serving/test_{name}.py" for name in ("client", "command", "demo_pictures", "ensemble", "refusals")
 }
+
+_LOG_LINES = 15
 
 
 class ByServer(LoadFileScheduling):
@@ -31,6 +35,28 @@ class ByServer(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
     return ByServer(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Beside a failure, say how the Triton servers of the test are."""
+    report = yield
+    if report.failed:
+        for name, server in item.funcargs.items():
+            if isinstance(server, LocalServer):
+                report.sections.append((f"Triton of {name!r}", _state(server)))
+    return report
+
+
+def _state(server: LocalServer) -> str:
+    try:
+        server.check()
+    except ServeError as error:
+        ended = f"{error}\n"
+    else:
+        ended = ""
+    lines = server.log_path.read_text(errors="replace").splitlines() if server.log_path.exists() else []
+    return ended + "\n".join(lines[-_LOG_LINES:])
 
 
 @pytest.fixture(scope="session")
