@@ -46,8 +46,6 @@ _SUSPECTS: dict[grpc.StatusCode, type[TinySDError]] = {
 }
 # How a proxy ends the calls of a server that died; gRPC's code for that may be UNKNOWN or INTERNAL.
 _LOST = re.compile(r"RST_STREAM|Stream removed")
-# Without it an error within a stream comes without its status code, and leaves the stream open.
-_ERRORS_END_THE_STREAM = ("triton_grpc_error", "true")
 
 
 class GrpcTransport:
@@ -86,16 +84,21 @@ class GrpcTransport:
         request = _request(model, inputs, request_id)
         if timeout is not None:
             request.parameters["timeout"].int64_param = round(timeout * 1e6)
-        answers = self._stream(request, metadata=(*self._metadata, _ERRORS_END_THE_STREAM))
+        # Not with `triton_grpc_error`: it gives errors their status codes, but Triton logs one of its own for each.
+        answers = self._stream(request, metadata=self._metadata)
+        failure: TinySDError | None = None
         try:
             async for answer in answers:
                 if answer.error_message:
-                    raise fault(answer.error_message, self._url)
-                yield _outputs(answer.infer_response)
+                    failure = fault(answer.error_message, self._url)  # the last answer; the stream ends by itself
+                else:
+                    yield _outputs(answer.infer_response)
         except grpc.aio.AioRpcError as error:
-            raise self._fault(error) from None
+            raise failure or self._fault(error) from None
         finally:
             answers.cancel()
+        if failure:
+            raise failure
 
     async def status(self) -> tuple[bool, str]:
         """Whether the server is ready, and its version."""

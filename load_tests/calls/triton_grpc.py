@@ -27,8 +27,6 @@ _CONTENTS = {
     "INT64": "int64_contents",
     "FP32": "fp32_contents",
 }
-# Without it an error within a stream comes without its status code, and leaves the stream open.
-_ERRORS_END_THE_STREAM = (("triton_grpc_error", "true"),)
 _PREVIEW_EVERY = 5
 # What Triton answers by itself with the code that a broken connection has, too.
 _GOING = ("server is stopping", "not at ready state", "not ready")
@@ -69,25 +67,27 @@ class TritonGrpc:
 
     def stream(self, parameters: Parameters, mark: Mark) -> int:
         """A stream: the first progress is the first event with a step that is done."""
-        events = self._stream(
-            _request("tiny_sd_stream", parameters, preview_every=_PREVIEW_EVERY), metadata=_ERRORS_END_THE_STREAM
-        )
+        events = self._stream(_request("tiny_sd_stream", parameters, preview_every=_PREVIEW_EVERY))
+        image, failure = None, None
         try:
             with _faults():
-                for message in events:
+                for message in events:  # to the end: to Triton, a stream that is left before is cancelled
                     if message.error_message:
-                        raise error(message.error_message)
+                        failure = error(message.error_message)
+                        continue
                     event = InferResult(message.infer_response)
                     if event.as_numpy("step").item() > 0:
                         mark("first progress")
                     if event.as_numpy("preview") is not None:
                         mark("first preview")
                     image = event.as_numpy("image")
-                    if image is not None:
-                        return check_files(image.ravel().tolist(), parameters)
         finally:
             events.cancel()
-        raise Lost("the stream ended without pictures")
+        if failure:
+            raise failure
+        if image is None:
+            raise Lost("the stream ended without pictures")
+        return check_files(image.ravel().tolist(), parameters)
 
     def close(self) -> None:
         """Close the channel."""

@@ -153,7 +153,6 @@ def test_grpc_sends_tensors_id_timeout_and_headers() -> None:
         "base64": ("BOOL", [1, 1], [False]),
     }
     assert triton.metadata[0]["authorization"] == "Bearer x"
-    assert triton.metadata[0]["triton_grpc_error"] == "true"
 
 
 def test_grpc_sends_no_id_and_no_timeout_where_none_is_given() -> None:
