@@ -103,8 +103,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     learning(
         "--ema", **_value("ema", float, "DECAY", "largest decay of the averaged weights, which are written; 0: none")
     )
+    learning("--w-task", **_value("w_task", float, "WEIGHT", "of the noise or velocity that was added"))
     learning("--w-out", **_value("w_out", float, "WEIGHT", "of the teacher's output"))
     learning("--w-feat", **_value("w_feat", float, "WEIGHT", "of the teacher's features"))
+    learning("--teacher-guidance", **_value("teacher_guidance", float, "SCALE", "at which the teacher is asked"))
     learning("--seed", **_value("seed", int, "N", "of everything drawn by chance"))
 
     machine = parser.add_argument_group("machine").add_argument

@@ -293,7 +293,9 @@ def make_lesson(networks: Networks, options: Options) -> tuple[Batches, Lesson]:
     lesson = Lesson(
         networks,
         networks.student,
-        Weights(options.w_out, options.w_feat),
+        Weights(options.w_task, options.w_out, options.w_feat),
+        empty=embeddings.read([""]),
+        guidance=options.teacher_guidance,
         moments=latents.encode,
         embeddings=embeddings.encode,
     )
@@ -313,6 +315,30 @@ def test_a_step_is_the_mean_of_its_batches(options: Options) -> None:
     assert entry.loss == pytest.approx(total.item(), rel=1e-5)
     assert entry.gradient == pytest.approx(gradient, rel=1e-4)
     assert entry.loss == pytest.approx(entry.task + 0.5 * entry.output + 2 * entry.feature)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.35, 3.0])
+def test_a_guided_teacher_goes_from_no_caption_beyond_the_caption(options: Options, scale: float) -> None:
+    options = change(options, teacher_guidance=scale, w_task=0.0, w_feat=0.5, caption_dropout=0.0, cache=None)
+    networks = load_networks(options)
+    batches, lesson = make_lesson(networks, options)
+    batch, teacher = batches[0], networks.teacher
+    assert teacher is not None
+    losses = lesson.losses(batch)
+    _, plain = make_lesson(networks, change(options, teacher_guidance=1.0))
+    seen: list[tuple[torch.Tensor, ...]] = []
+    hook = teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    plain.losses(batch)
+    hook.remove()
+    ((latents, timesteps, embeddings),) = seen
+    empty = networks.text_encoder(networks.tokenizer([""], padding="max_length", return_tensors="pt").input_ids)[0]
+    with torch.no_grad():
+        told = teacher(latents, timesteps, embeddings).sample
+        free = teacher(latents, timesteps, empty.expand_as(embeddings)).sample
+        prediction = networks.student(latents, timesteps, embeddings).sample
+    expected = torch.nn.functional.mse_loss(prediction, free + scale * (told - free))
+    assert losses.output.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses.total.item() == pytest.approx(losses.output.item() + 0.5 * losses.feature.item())
 
 
 def test_the_cache_gives_what_the_networks_give(options: Options, tmp_path: Path) -> None:

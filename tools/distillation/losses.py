@@ -1,6 +1,6 @@
 """What the student is to learn: the task, the teacher's output, the teacher's features.
 
-loss = MSE(student, target) + w_out · MSE(student, teacher) + w_feat · Σ over block pairs of MSE(block, block)
+loss = w_task · MSE(student, target) + w_out · MSE(student, teacher) + w_feat · Σ over block pairs of MSE(block, block)
 
 BK-SDM, section 3.2; the pairs and the weights of 1 are those of segmind/distill-sd, which trained Tiny-SD.
 """
@@ -30,8 +30,9 @@ class BlockPair:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the two parts of the loss that need a teacher."""
+    """Of the parts of the loss; the last two need a teacher."""
 
+    task: float = 1.0
     output: float = 1.0
     feature: float = 1.0
 
@@ -94,7 +95,7 @@ def distillation_loss(
     task = _mse(prediction, target)
     output = _mse(prediction, taught)
     feature = torch.stack([_mse(ours, theirs) for ours, theirs in features]).sum()
-    return Losses(task + weights.output * output + weights.feature * feature, task, output, feature)
+    return Losses(weights.task * task + weights.output * output + weights.feature * feature, task, output, feature)
 
 
 def _blocks(side: str, levels: int) -> list[str]:

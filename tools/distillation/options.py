@@ -41,8 +41,12 @@ class Options:
     precision: Literal["no", "bf16", "fp16"] = "no"
     ema: float = 0.9999
     """Largest decay of the moving average of the weights; 0: none."""
+    w_task: float = 1.0
     w_out: float = 1.0
     w_feat: float = 1.0
+    teacher_guidance: float = 1.0
+    """Guidance scale of the teacher. What it makes of a caption is taken that many times as far from what it makes of
+    none; the student then needs so much less guidance for the same picture."""
     taught: bool = True
     """Off: the student learns from the pictures alone."""
     fresh: bool = False
@@ -64,7 +68,7 @@ class Options:
 
     def __post_init__(self) -> None:
         self._at_least(1, "steps", "batch", "accumulate", "save_every")
-        self._at_least(0, "warmup", "noise_bias", "w_out", "w_feat", "seed", "workers")
+        self._at_least(0, "warmup", "noise_bias", "w_task", "w_out", "w_feat", "teacher_guidance", "seed", "workers")
         if not 0 <= self.ema < 1:
             raise UnfitOptions(f"ema is {self.ema}; it must be 0 (none) or a decay below 1")
         if not 0 <= self.caption_dropout <= 1:

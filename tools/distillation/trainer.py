@@ -105,8 +105,16 @@ class Run:
             seed=options.seed,
             noise_bias=options.noise_bias,
         )
-        weights = Weights(options.w_out, options.w_feat)
-        return batches, Lesson(networks, student, weights, moments=latents.encode, embeddings=embeddings.encode)
+        lesson = Lesson(
+            networks,
+            student,
+            Weights(options.w_task, options.w_out, options.w_feat),
+            empty=embeddings.read([""]),
+            guidance=options.teacher_guidance,
+            moments=latents.encode,
+            embeddings=embeddings.encode,
+        )
+        return batches, lesson
 
     def train(self) -> None:
         """Take the steps that are left, and save."""

@@ -16,7 +16,7 @@ from drawings.sampling import resolved
 from drawings.scene import Landscape, Scene, Shapes
 from drawings.shapes import SHAPES, Array
 
-RADII = {"small": 0.11, "medium": 0.17, "large": 0.26}
+RADII = {"small": 0.135, "medium": 0.19, "large": 0.265}
 """Radius of a shape of each size, in units of the picture's shorter side."""
 
 # Drawings of the same words differ by little: a network that cannot know where an edge will be draws a blur between all
@@ -24,7 +24,7 @@ RADII = {"small": 0.11, "medium": 0.17, "large": 0.26}
 _SWAY = 0.01
 """How far a group may stand off its place to either side, as a share of the axis."""
 _MARGIN = 0.05
-_GAP = 2.5  # distance of neighbouring shapes' middles, in radii
+_GAP = 2.35  # distance of neighbouring shapes' middles, in radii
 
 
 @dataclass(frozen=True)
