@@ -18,7 +18,7 @@ import serve
 from local_server import LocalServer, ServeError
 from local_server.checkpoint import VARIABLE, choose_checkpoint
 from local_server.install import ROOT
-from local_server.server import die_with_parent
+from local_server.server import dying_with_parent
 
 _COMMAND = Path(sys.executable).with_name("tiny-sd-gateway")
 _POLL_S = 0.2
@@ -89,11 +89,10 @@ def start_gateway(options: argparse.Namespace, triton: str) -> subprocess.Popen[
     given = {"--host": options.host, "--port": options.port}
     arguments = [text for name, value in given.items() if value is not None for text in (name, value)]
     return subprocess.Popen(
-        [_COMMAND, "run", *arguments],
+        dying_with_parent([str(_COMMAND), "run", *arguments]),
         env=gateway_environment(os.environ, triton),
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches only us; we stop the gateway before Triton
-        preexec_fn=die_with_parent(),  # noqa: PLW1509 -- it makes a single system call
     )
 
 

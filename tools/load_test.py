@@ -23,7 +23,7 @@ from gateway import GatewayDied, gateway_environment
 from local_server import LocalServer, ServeError
 from local_server.checkpoint import VARIABLE, choose_checkpoint
 from local_server.install import ROOT
-from local_server.server import die_with_parent
+from local_server.server import dying_with_parent
 
 REPORT = ROOT / "output" / "load-test"
 SIZES = "128,256,512"
@@ -122,12 +122,11 @@ def started_gateway(triton: str) -> Iterator[tuple[str, str]]:
         log = Path(folder, "log")
         with log.open("w") as stderr:
             process = subprocess.Popen(
-                [_SCRIPTS / "tiny-sd-gateway", "run"],
+                dying_with_parent([str(_SCRIPTS / "tiny-sd-gateway"), "run"]),
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                preexec_fn=die_with_parent(),  # noqa: PLW1509 -- it makes a single system call
             )
         try:
             assert process.stdout

@@ -52,6 +52,7 @@ def filled(folder: Path) -> Iterator[None]:
         filler.unlink()
 
 
+@pytest.mark.long
 def test_a_full_dev_shm_costs_pictures_only_while_it_is_full(checkpoint: Path, tmp_path: Path, matrix: Matrix) -> None:
     with Supervised(checkpoint, tmp_path / "log", inside=small_disk("/dev/shm", 96)) as server:
         with Callers(server.url) as callers, filled(seen_by(server.process.pid, "/dev/shm")):

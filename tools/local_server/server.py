@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import secrets
@@ -33,7 +32,6 @@ ADMIN_KEY = "TINY_SD_ADMIN_KEY"
 """The variable with the value that Triton's APIs for operators ask for; without it nobody knows the value."""
 _POLL_S = 0.1
 _SHARED_MEMORY = Path("/dev/shm")
-_PR_SET_PDEATHSIG = 1
 _CLOSED = "shared-memory,model-repository,logging,trace"
 """Triton's APIs for operators. By themselves they need no key: whoever reaches a port could read other callers' shared
 memory, or change what is served and logged. They want a header: `admin-key`, or `triton-grpc-protocol-admin-key`."""
@@ -229,13 +227,12 @@ class LocalServer:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                self.command(triton.binary, triton.flags),
+                dying_with_parent(self.command(triton.binary, triton.flags)),
                 env=triton.environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and the stubs are one group
-                preexec_fn=die_with_parent(),  # noqa: PLW1509 -- it makes a single system call
             )
         self._log = LogFile(self.log_path)
 
@@ -303,12 +300,15 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def die_with_parent() -> Callable[[], None] | None:
-    """What a child runs to get a SIGTERM when this process ends in any way, kill -9 included.
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """The command, so that it gets a SIGTERM when this process ends in any way, kill -9 included.
+
+    By util-linux's setpriv: what Popen runs between fork and exec would run beside gRPC's threads, which gRPC brings
+    back in a forked child, and which abort it as soon as Popen closes their files.
 
     Linux ties this to the thread that starts the child, so a thread that may end before the process cannot use it.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or threading.current_thread() is not threading.main_thread():
+        return list(command)
+    return [setpriv, "--pdeathsig", "TERM", *command]
