@@ -45,8 +45,8 @@ class Options:
     w_out: float = 1.0
     w_feat: float = 1.0
     teacher_guidance: float = 1.0
-    """Guidance scale of the teacher. What it makes of a caption is taken that many times as far from what it makes of
-    none; the student then needs so much less guidance for the same picture."""
+    """Guidance scale of the teacher: what it makes of a caption is taken that many times as far from what it makes of
+    none. For the same picture, the student's own guidance scale is to be divided by this."""
     taught: bool = True
     """Off: the student learns from the pictures alone."""
     fresh: bool = False
