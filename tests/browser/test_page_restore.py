@@ -137,6 +137,7 @@ def test_the_history_survives_a_reload_and_restores_parameters_and_pictures(page
     draw(page, "a lighthouse", 7)
     page.get_by_role("radiogroup", name="Pictures").get_by_label("2").check()
     draw(page, "misty hills", 8)
+    expect(thumbnails(page)).to_have_count(2)  # shown once it is kept, which is a moment after the picture
     page.reload()
     expect(thumbnails(page)).to_have_count(2)
     assert [image.get_attribute("alt") for image in thumbnails(page).all()] == ["misty hills", "a lighthouse"]
@@ -155,6 +156,7 @@ def test_the_history_survives_a_reload_and_restores_parameters_and_pictures(page
 def test_single_entries_of_the_history_can_be_removed(page: Page) -> None:
     draw(page, "a lighthouse", 7)
     draw(page, "misty hills", 8)
+    expect(thumbnails(page)).to_have_count(2)
     page.get_by_role("button", name="Remove: a lighthouse").click()
     expect(thumbnails(page)).to_have_count(1)
     page.reload()
@@ -189,6 +191,26 @@ def test_the_history_lets_go_of_the_oldest(page: Page) -> None:
     )
     newest_first = list(range(123, 3, -1))
     assert kept == [newest_first, newest_first]
+
+
+def test_what_is_added_while_something_is_removed_is_kept(page: Page) -> None:
+    png = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(png, "PNG")
+    kept = page.evaluate(
+        """async (text) => {
+            const { History } = await import("/history.js");
+            const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+            const result = (seed) => ({ pictures: [{ blob: new Blob([bytes], { type: "image/png" }), seed }] });
+            const history = await History.open();
+            await history.add(result(1));
+            await Promise.all([
+                history.add(result(2)), history.remove(history.entries[0].id), history.add(result(3))
+            ]);
+            return [history, await History.open()].map(({ entries }) => entries.map((entry) => entry.pictures[0].seed));
+        }""",
+        base64.b64encode(png.getvalue()).decode(),
+    )
+    assert [sorted(seeds) for seeds in kept] == [[2, 3], [2, 3]]
 
 
 def test_works_without_a_database_in_the_browser(page: Page) -> None:

@@ -48,10 +48,13 @@ export class History {
    * @param {Result} result
    */
   async add(result) {
+    const small = await thumbnail(result.pictures[0].blob);
+    // From here to the put nothing is awaited: other entries may come and go meanwhile.
     const at = Date.now();
     const id = Math.max(at, (this.entries[0]?.id ?? 0) + 1); // in order even if the clock is not
-    this.entries.unshift({ ...result, id, at, thumbnail: await thumbnail(result.pictures[0].blob) });
-    await this.#change((store) => store.put(this.entries[0]));
+    const entry = { ...result, id, at, thumbnail: small };
+    this.entries.unshift(entry);
+    await this.#change((store) => store.put(entry));
     let bytes = 0;
     const beyond = this.entries.filter(({ pictures }, index) => {
       bytes += pictures.reduce((sum, { blob }) => sum + blob.size, 0);
