@@ -168,7 +168,7 @@ def _student(work: Path, name: str, *, steps: int = 1000, w_feat: float = 0.1, t
         learning_rate=3e-4,
         schedule="cosine",
         precision="bf16",
-        w_task=0.0,  # the captions' full weight, which is not wanted
+        w_task=0.0 if taught else 1.0,  # the pictures themselves would teach the captions' full weight
         w_feat=w_feat,
         teacher_guidance=_GUIDANCE,
         taught=taught,
