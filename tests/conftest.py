@@ -6,6 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -13,6 +14,10 @@ from local_server import LocalServer, ServeError
 from painting import write_painting
 from reference import Reference
 from tiny_sd_engine.architectures import write_random
+
+# An example may take any time: a busy machine stands still for longer than hypothesis' 0.2 s.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 _SHARE_SERVERS = {f"tests/serving/test_{name}.py" for name in ("in_flight", "load_test", "evaluate")}
 _SHARE_A_SERVER = {

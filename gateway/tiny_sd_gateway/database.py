@@ -74,7 +74,7 @@ class now(FunctionElement[int]):  # noqa: N801 - a function of SQL, named like i
 
 @compiles(now, SQLITE)
 def _now_in_sqlite(element: now, compiler: Compiled, **_: Any) -> str:
-    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+    return "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
 
 @compiles(now, POSTGRESQL)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import structlog
 
-from tiny_sd_client import Busy, ServerFault, TinySDError, Unavailable
+from tiny_sd_client import Busy, DeadlineExceeded, ServerFault, TinySDError, Unavailable
 from tiny_sd_client import Generation as Made
 from tiny_sd_gateway import leases
 from tiny_sd_gateway.database import Database
@@ -179,10 +179,13 @@ class Runner:
         return await self._attempt(run, deadline)
 
     async def _attempt(self, run: Run, deadline: float) -> Made:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the timeout passed before Triton could be asked")
         events = self._client.stream(
             **run.generation.parameters.model_dump(),
             preview_every=run.preview_every,
-            timeout=None if deadline == math.inf else max(0.0, deadline - time.monotonic()),
+            timeout=None if left == math.inf else left,
             job_id=run.lease.job_id,
         )
         async with aclosing(events):

@@ -18,6 +18,8 @@ from tiny_sd_gateway.settings import Settings
 
 # After drain_s the generations that still run are told to stop, and their callers get an answer that takes a moment.
 _LAST_ANSWERS_S = 5
+# Longer than proxies keep idle connections (nginx 60 s): else one may send a request just as the connection is closed.
+_KEEP_ALIVE_S = 75
 
 
 def run(settings: Settings, ready: Callable[[str], None]) -> None:
@@ -34,6 +36,7 @@ def run(settings: Settings, ready: Callable[[str], None]) -> None:
         log_config=None,
         access_log=False,  # the app logs its requests by itself
         proxy_headers=True,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_s) + _LAST_ANSWERS_S,
         server_header=False,
     )

@@ -11,7 +11,7 @@ from made_up_gateway import KEY, MadeUpGateway, serving
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from visits import opened
 
-WAIT_MS = 20_000
+WAIT_MS = 90_000
 """For what the page does within a moment, on a machine that is busy with other things."""
 
 

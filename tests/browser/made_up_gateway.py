@@ -104,7 +104,7 @@ class MadeUpGateway:
         """Let the generation that waits at ``hold_at`` go on, and the next ones not wait."""
         self.hold_at = None
 
-    def wait_for_end(self, seconds: float = 10.0) -> str:
+    def wait_for_end(self, seconds: float = 90.0) -> str:
         """How the latest stream ended, once it has."""
         end = time.monotonic() + seconds
         while not self.ended:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
 from made_up_gateway import KEY, MadeUpGateway, Refusal, picture_file
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 PROMPT = "misty hills, „weiches“ Licht 🌄"
 
@@ -18,6 +19,11 @@ def begin(page: Page, **fields: str) -> None:
     for label, value in fields.items():
         page.get_by_label(label, exact=True).fill(value)
     page.keyboard.press("Control+Enter")
+
+
+def size(image: Locator) -> list[int]:
+    """In pixels of the picture, once it is there: a moment after its element."""
+    return list(image.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"))
 
 
 def captions(page: Page) -> list[str]:
@@ -44,12 +50,12 @@ def test_shows_progress_and_previews_while_it_draws_and_then_the_picture(page: P
     assert page.get_by_role("progressbar").evaluate("bar => bar.value") == 0.5
     assert page.title() == "50 % · Tiny-SD"
     preview = page.locator("#frames img.preview")
-    assert preview.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
+    assert size(preview) == [64, 64]
 
     gateway.go_on()
     finish(page)
     picture = page.locator("#frames img")
-    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [512, 512]
+    assert size(picture) == [512, 512]
     assert picture.get_attribute("alt") == PROMPT
     expect(page.locator("#status")).to_have_text("0.0 s · 1 credit")
     expect(page.locator("#credits")).to_have_text("999 credits")
@@ -122,6 +128,7 @@ def test_seeds_stay_exact_beyond_what_javascript_numbers_hold(page: Page, gatewa
     finish(page)
     assert gateway.asked[0]["seed"] == seed
     assert [text.split()[-1] for text in captions(page)] == [str(seed), str(seed + 1)]
+    expect(page.locator("#thumbnails img")).to_have_count(1)  # it is kept now
     page.reload()
     expect(page.get_by_label("Seed")).to_have_value(str(seed))
     page.locator("#thumbnails .open").click()
@@ -222,12 +229,18 @@ def test_screen_readers_are_told_little_while_it_draws(page: Page, gateway: Made
             new MutationObserver(() => told.push(announcer.textContent)).observe(announcer, { childList: true });
         }"""
     )
+    now = int(time.time())
+    page.clock.set_fixed_time(now)
+    gateway.hold_at = 50
     begin(page, Steps="100")
+    page.get_by_text("Step 50 of 100").wait_for()
+    page.clock.set_fixed_time(now + 9)
+    gateway.go_on()
     finish(page)
-    told = page.evaluate("told")
-    assert told[0] == "Drawing. Escape cancels."
-    assert told[-1].startswith("1 picture in ")
-    assert len(told) <= 4
+    first, midway, last = page.evaluate("told")
+    assert first == "Drawing. Escape cancels."
+    assert midway.startswith("Step 51 of 100")
+    assert last.startswith("1 picture in ")
 
 
 def test_a_picture_opens_in_full_and_escape_closes_it(page: Page, gateway: MadeUpGateway) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from made_up_gateway import KEY, MadeUpGateway
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 from visits import opened
 
 
@@ -83,8 +83,28 @@ def test_can_be_forgotten(page: Page, gateway: MadeUpGateway) -> None:
     expect(page.get_by_role("dialog", name="Your API key")).to_be_visible()
 
 
+def test_what_a_forgotten_one_has_left_is_not_told(page: Page, gateway: MadeUpGateway) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/credits", hold)
+    page.goto(f"{gateway.url}/#key={KEY}")
+    page.get_by_role("button", name="Key", exact=True).click()
+    while not held:
+        page.wait_for_timeout(10)
+    page.get_by_role("button", name="Forget the key").click()
+    with page.expect_response("**/v1/credits") as answer:
+        held[0].continue_()
+    answer.value.finished()
+    page.evaluate("fetch('v1/parameters').then((answer) => answer.text())")  # by its answer the page has read the other
+    expect(page.locator("#credits")).to_be_hidden()
+
+
 def test_is_never_shown(page: Page, gateway: MadeUpGateway) -> None:
     page.goto(f"{gateway.url}/#key={KEY}")
+    expect(page.locator("#credits")).to_have_text("1,000 credits")
     begin(page)
     page.locator("#stage[data-state=done]").wait_for()
     page.get_by_role("button", name="Key", exact=True).click()

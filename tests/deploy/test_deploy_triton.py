@@ -9,14 +9,14 @@ import json
 import math
 import os
 import re
-import socket
 import subprocess
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ from tiny_sd_client import Client
 
 DOCKER = ROOT / "deploy" / "docker"
 SIDE = 128
-SIZES = f"{SIDE},512"
+SIZES = f"{SIDE},512,1024"
 SMALL = {"img_width": SIDE, "img_height": SIDE}
+LONG = {"num_inference_steps": 100, "scheduler": "Heun", "img_width": 1024, "img_height": 1024}
+"""Takes far longer than it takes to leave."""
 OF_GPUS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_power_usage"}
 """As Triton's documentation lists them (docs/user_guide/metrics.md)."""
 OF_PROMETHEUS = {"up", "ALERTS"}
@@ -57,7 +59,8 @@ class Container(LocalServer):
 class Collector:
     """What an OpenTelemetry collector gets: for each trace, its spans' (service, name, model)."""
 
-    traces: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
+    _traces: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Collector:
         collector = self
@@ -83,14 +86,18 @@ class Collector:
         self._server.server_close()
 
     def take(self, kind: str, body: bytes) -> None:
-        for trace, *span in _of_json(body) if "json" in kind else _of_protobuf(body):
-            self.traces[trace].add((span[0], span[1], span[2]))
+        with self._lock:
+            for trace, *span in _of_json(body) if "json" in kind else _of_protobuf(body):
+                self._traces[trace].add((span[0], span[1], span[2]))
+
+    def traces(self) -> list[set[tuple[str, str, str]]]:
+        """What has come so far: more may come at any time."""
+        with self._lock:
+            return [set(spans) for spans in self._traces.values()]
 
     def with_span(self, service: str, name: str) -> list[set[tuple[str, str, str]]]:
         """The traces in which ``service`` has a span whose name begins with ``name``."""
-        return [
-            spans for spans in self.traces.values() if any(s == service and n.startswith(name) for s, n, _ in spans)
-        ]
+        return [spans for spans in self.traces() if any(s == service and n.startswith(name) for s, n, _ in spans)]
 
 
 def _of_json(body: bytes) -> Iterator[tuple[str, str, str, str]]:
@@ -124,14 +131,18 @@ class Live:
     gateway: str
     key: str
     inspected: Path
+    well: float | None = None
+    """A moment, in seconds since 1970, at which Prometheus had seen all the work and both servers had answered it."""
 
     def draw(self) -> None:
         values = {"prompt": "a small red circle", **SMALL, "base64": False}
         path = f"{self.gateway}/v1/tinysd1.5-txt2img"
         assert requests.post(path, json=values, headers={"x-api-key": self.key}, timeout=120).status_code == 200
 
-    def ask(self, question: str) -> list[float]:
-        answer = requests.get(f"{self.prometheus}/api/v1/query", {"query": question}, timeout=30).json()
+    def ask(self, question: str, at: float | None = None) -> list[float]:
+        """The answers as they were ``at`` a moment, else as they are now, when a server may just not have answered."""
+        asked = {"query": question} if at is None else {"query": question, "time": str(at)}
+        answer = requests.get(f"{self.prometheus}/api/v1/query", asked, timeout=60).json()
         assert answer["status"] == "success", f"{question}: {answer}"
         return [float(series["value"][1]) for series in answer["data"]["result"]]
 
@@ -148,7 +159,7 @@ def live(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         with triton, _gateway(triton, folder, traced) as (gateway, key), _prometheus(triton, gateway, folder) as url:
             everything = Live(triton, collector, url, gateway, key, folder)
             _work(everything)
-            yield everything
+            yield replace(everything, well=_well(everything))
             triton.kill()  # a process of it is dead by now, and a stop would wait for that
 
 
@@ -163,14 +174,28 @@ def _work(live: Live) -> None:
             tensors = [_tensor("prompt", "BYTES", value), *(_tensor(side, "INT32", SIDE) for side in SMALL)]
             client.infer("tiny_sd", tensors, request_id=name)
     with Client(f"grpc://{live.triton.grpc_url}") as client:
-        with closing(client.stream("leaves", num_inference_steps=100)) as events:
+        with closing(client.stream("leaves", **LONG)) as events:
             next(event for event in events if event.step)
         _until(lambda: not client.jobs())
     for path in ("/healthz", "/readyz"):
         assert requests.get(live.gateway + path, timeout=60).status_code == 200
     _until(lambda: live.ask("sum(tiny_sd_jobs_cancelled_total)") == [1.0])
-    done = live.ask("vector(time())")[0]
-    _until(lambda: live.ask("min(timestamp(up))")[0] > done + 2)
+
+
+def _well(live: Live) -> float:
+    """See :attr:`Live.well`."""
+    (done,) = live.ask("vector(time())")
+
+    def answered(since: float, at: float | None = None) -> bool:
+        return live.ask("min(timestamp(up) * up)", at)[0] > since
+
+    while True:
+        _until(lambda: answered(done + 2))
+        (at,) = live.ask("vector(time())")
+        # Each server is asked once at a time: all that was asked before is written then, and the past does not change.
+        _until(partial(answered, at))
+        if answered(done + 2, at):
+            return at
 
 
 def _tensor(name: str, kind: str, value: object) -> Any:
@@ -179,7 +204,7 @@ def _tensor(name: str, kind: str, value: object) -> Any:
     return tensor
 
 
-def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -248,20 +273,17 @@ class _prometheus:  # noqa: N801 -- used as a function
         for job in config["scrape_configs"]:
             job["static_configs"] = [{"targets": [here[job["job_name"]]]}] if job["job_name"] in here else []
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
         command: list[str | Path] = [
             tool("prometheus"),
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'prometheus'}",
-            f"--web.listen-address={self._address}",
+            "--web.listen-address=127.0.0.1:0",
         ]
-        self._running = _Running(command, folder / "prometheus.log", "Server is ready", {})
+        sign = r'"Listening on".* address=(\S+)[\s\S]*Server is ready'
+        self._running = _Running(command, folder / "prometheus.log", sign, {})
 
     def __enter__(self) -> str:
-        self._running.__enter__()
-        return f"http://{self._address}"
+        return f"http://{self._running.__enter__()[1]}"
 
     def __exit__(self, *_: object) -> None:
         self._running.__exit__()
@@ -271,7 +293,7 @@ class _prometheus:  # noqa: N801 -- used as a function
 
 
 def test_rules_and_dashboard_ask_for_metrics_that_there_are(live: Live) -> None:
-    scraped = set(requests.get(f"{live.prometheus}/api/v1/label/__name__/values", timeout=30).json()["data"])
+    scraped = set(requests.get(f"{live.prometheus}/api/v1/label/__name__/values", timeout=60).json()["data"])
     asked = {name for alert in alerts().values() for name in metrics(alert["expr"])}
     asked |= {name for _, question in questions() for name in metrics(question)}
     assert asked - scraped - OF_PROMETHEUS <= OF_GPUS
@@ -280,7 +302,7 @@ def test_rules_and_dashboard_ask_for_metrics_that_there_are(live: Live) -> None:
 
 def test_every_panel_has_something_to_show(live: Live) -> None:
     for title, question in questions():
-        values = live.ask(question)
+        values = live.ask(question, live.well)
         if metrics(question) <= OF_GPUS:
             continue
         assert values, f"{title}: {question}"
@@ -288,24 +310,24 @@ def test_every_panel_has_something_to_show(live: Live) -> None:
 
 
 def test_the_dashboard_tells_what_happened(live: Live) -> None:
-    shown = {title: live.ask(question) for title, question in questions()}
+    shown = {title: live.ask(question, live.well) for title, question in questions()}
     assert set(shown["In flight"]) == {0.0}
     assert shown["Alerts"] == [0.0]
     assert all(0 < value <= 1 for value in shown["Hits in the text cache"]), (
         "the empty negative prompt was there already"
     )
-    (mean,) = live.ask("sum(tiny_sd_unet_call_rows_sum) / sum(tiny_sd_unet_call_rows_count)")
+    (mean,) = live.ask("sum(tiny_sd_unet_call_rows_sum) / sum(tiny_sd_unet_call_rows_count)", live.well)
     assert mean == 2, "guided pictures, one after the other"
 
 
 def test_no_alert_has_a_reason_while_all_is_well(live: Live) -> None:
-    assert live.ask('nv_inference_request_success{model="tiny_sd"}')[0] >= 4
+    assert live.ask('nv_inference_request_success{model="tiny_sd"}', live.well)[0] >= 4
     for name, alert in alerts().items():
-        assert live.ask(alert["expr"]) == [], name
+        assert live.ask(alert["expr"], live.well) == [], name
 
 
 def test_prometheus_takes_tritons_metrics_for_text(live: Live) -> None:
-    answer = requests.get(f"http://{live.triton.metrics_url}/metrics", timeout=10)
+    answer = requests.get(f"http://{live.triton.metrics_url}/metrics", timeout=60)
     assert answer.headers["content-type"].startswith("text/plain"), "Prometheus 3 refuses what has no known type"
 
 
@@ -316,7 +338,7 @@ def test_a_request_to_the_ensemble_has_spans_of_every_stage(live: Live) -> None:
     stages = {"tiny_sd", "tokenizer", "text_encoder", "unet", "vae_decoder"}
 
     def whole() -> list[Any]:
-        return [spans for spans in live.collector.traces.values() if stages <= {model for _, _, model in spans}]
+        return [spans for spans in live.collector.traces() if stages <= {model for _, _, model in spans}]
 
     _until(lambda: bool(whole()))
     assert {service for service, _, _ in whole()[0]} == {"tiny-sd-triton"}
@@ -345,9 +367,9 @@ def test_a_dead_model_process_is_a_reason_for_an_alert(live: Live) -> None:
     values = {"prompt": "a small red circle", **SMALL}
 
     def fires() -> bool:
-        answer = requests.post(f"http://{live.triton.http_url}/v2/models/tiny_sd/generate", json=values, timeout=60)
+        answer = requests.post(f"http://{live.triton.http_url}/v2/models/tiny_sd/generate", json=values, timeout=120)
         assert answer.status_code != 200
         return bool(live.ask(failures))
 
     _until(fires)
-    assert requests.get(f"http://{live.triton.http_url}/v2/health/ready", timeout=10).status_code == 200, "it says"
+    assert requests.get(f"http://{live.triton.http_url}/v2/health/ready", timeout=60).status_code == 200, "it says"

@@ -43,7 +43,7 @@ def panels() -> list[dict[str, Any]]:
 def questions() -> list[tuple[str, str]]:
     """Panel's title and PromQL, with Grafana's variables as it fills them in."""
     return [
-        (panel["title"], target["expr"].replace("$__rate_interval", "1m").replace("$namespace", ".*"))
+        (panel["title"], target["expr"].replace("$__rate_interval", "1h").replace("$namespace", ".*"))
         for panel in panels()
         for target in panel["targets"]
     ]

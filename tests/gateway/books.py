@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tiny_sd_client.parameters import parse
 from tiny_sd_gateway.database import Database
@@ -66,3 +66,10 @@ async def change(database: Database, row: type[Any], identity: Any, **values: An
 
 async def let_lease_run_out(database: Database, generation_id: str) -> None:
     await change(database, GenerationRow, generation_id, lease_until=1)
+
+
+async def let_all_leases_run_out(url: str) -> None:
+    """What a dead gateway held is free; there must be no other."""
+    leased = GenerationRow.lease_until.is_not(None)
+    async with Database(url) as database, database.writing() as session:
+        await session.execute(update(GenerationRow).where(leased).values(lease_until=1))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from postgresql_server import PostgreSQL
 
+from tiny_sd_gateway import database as module
 from tiny_sd_gateway.database import Database
 
 KINDS = ("sqlite", "postgresql")
@@ -18,6 +19,13 @@ KINDS = ("sqlite", "postgresql")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No transaction of this process is given up because the machine stands still for a while."""
+    for limit in ("PATIENCE_S", "STATEMENT_S", "IDLE_S"):
+        monkeypatch.setattr(module, limit, 300.0)
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,7 @@ class FakeTriton:
     def let_go(self, prompt: str) -> None:
         self.held.discard(prompt)
 
-    def wait_for_in_flight(self, count: int, seconds: float = 20) -> None:
+    def wait_for_in_flight(self, count: int, seconds: float = 60) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: self.in_flight == count, seconds), f"{self.in_flight} in flight"
 

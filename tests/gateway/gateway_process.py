@@ -38,7 +38,7 @@ class Process:
             stderr=self._stderr,
             text=True,
         )
-        wait_until(lambda: self._address() is not None or self.process.poll() is not None, 60)
+        wait_until(lambda: self._address() is not None or self.process.poll() is not None, 120)
         assert self.process.poll() is None, self._log.read_text()
         self.url = str(self._address())
         return self
@@ -61,11 +61,15 @@ class Process:
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [json.loads(line) for line in self._logged()]
 
     def _address(self) -> str | None:
-        found = re.findall(r"running on (http://[0-9.:]+)", self._log.read_text())
+        found = re.findall(r"running on (http://[0-9.:]+)", "".join(self._logged()))
         return found[-1] if found else None
+
+    def _logged(self) -> list[str]:
+        """The lines of the log, without one that is being written."""
+        return [line for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def post(

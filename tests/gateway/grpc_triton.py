@@ -45,7 +45,7 @@ class GrpcTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.held.clear()
         self._server.stop(grace=None).wait()
 
-    def wait_for(self, condition: Any, seconds: float = 30) -> None:
+    def wait_for(self, condition: Any, seconds: float = 60) -> None:
         with self._changed:
             assert self._changed.wait_for(condition, seconds), "it did not come to pass"
 
@@ -75,7 +75,8 @@ class GrpcTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         with self._changed:
             self.prompts.append(prompt)
             self._changed.notify_all()
-        context.add_callback(lambda: self._gone(prompt))
+        if not context.add_callback(lambda: self._gone(prompt)):
+            self._gone(prompt)  # before anybody could be told
         for step in range(STEPS + 1):
             time.sleep(self.seconds_per_step)
             last = step == STEPS

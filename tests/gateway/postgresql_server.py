@@ -37,9 +37,11 @@ class PostgreSQL:
         self.user = next(name for name in ("postgres", "nobody") if _exists(name)) if os.getuid() == 0 else None
         if self.user:
             shutil.chown(self.folder, self.user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        # Bound here for as long as it lives: nobody else gets the port while the server is not there.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.port = self._port.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -51,6 +53,7 @@ class PostgreSQL:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+        self._port.close()
         shutil.rmtree(self.folder)
 
     def start(self) -> None:

@@ -40,7 +40,7 @@ PROMPT = {"prompt": "a small red circle"}
 MILLI = 1000
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -51,11 +51,18 @@ class RunningGateway:
     """A context manager. ``key`` has 100 credits; a picture of 512x512 and 20 steps costs one."""
 
     def __init__(self, database_url: str, triton: Any | None = None, **settings: Any) -> None:
-        usual: dict[str, Any] = {"sweep_s": 0.2, "lease_s": 30.0, "drain_s": 5.0, "requests_per_minute": 1000}
+        usual: dict[str, Any] = {"sweep_s": 0.2, "lease_s": 120.0, "drain_s": 5.0, "requests_per_minute": 1000}
         self.settings = Settings(database_url=database_url, **{**usual, **settings})
         self.triton = triton or FakeTriton()
         self.app = create_app(self.settings, self.triton)
-        config = uvicorn.Config(self.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=15)
+        config = uvicorn.Config(
+            self.app,
+            port=0,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=120,  # for clients that keep a connection and are slow to use it again
+            timeout_graceful_shutdown=60,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,7 +91,7 @@ class RunningGateway:
     def run(self, awaited: Coroutine[Any, Any, T]) -> T:
         """What a coroutine gives in the gateway's own event loop."""
         assert self._loop
-        return asyncio.run_coroutine_threadsafe(awaited, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(awaited, self._loop).result(60)
 
     def begin_to_stop(self) -> None:
         """What SIGTERM does."""
@@ -95,7 +102,7 @@ class RunningGateway:
     def stop(self) -> None:
         if self._thread.is_alive():
             self.begin_to_stop()
-            self._thread.join(30)
+            self._thread.join(120)
             assert not self._thread.is_alive(), "the gateway did not stop"
 
     def new_key(self, credits: float, requests_per_minute: int | None = None) -> str:

@@ -40,6 +40,7 @@ def rage(url: str, folder: Path, meanwhile: Callable[[], None] = lambda: None) -
             _, errors = process.communicate()
         finally:
             process.kill()
+            (folder / storm.OVER).touch()  # whatever went wrong, its processes do not outlive it
     assert process.returncode == 0, errors
     # A process that is killed while it writes may leave half a line at its end.
     lines = [line for file in folder.glob("*.notes") for line in file.read_text().splitlines(keepends=True)]

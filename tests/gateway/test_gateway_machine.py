@@ -323,7 +323,5 @@ def test_every_history_adds_up(migrated_file: Path) -> None:
     History.empty = migrated_file
     run_state_machine_as_test(
         History,
-        settings=settings(
-            max_examples=30, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=30, stateful_step_count=60, suppress_health_check=list(HealthCheck)),
     )

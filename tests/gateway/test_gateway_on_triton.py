@@ -35,7 +35,14 @@ DOCUMENTED_SAMPLE = {
     "img_height": 512,
     "base64": False,
 }
-LONG = {"prompt": "a circle that takes long", "num_inference_steps": 100, "samples": 4}
+LONG = {
+    "prompt": "a circle that takes long",
+    "scheduler": "Heun",
+    "num_inference_steps": 100,
+    "samples": 4,
+    "img_width": 1024,
+    "img_height": 1024,
+}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +119,7 @@ def test_a_timeout_is_told_as_one(server: LocalServer, tmp_path: Path) -> None:
 def test_a_triton_whose_model_died_is_not_ready(checkpoint: Path, tmp_path: Path) -> None:
     with serve(checkpoint, tmp_path / "log") as server:
         with in_front_of(server, tmp_path / "gateway.db") as gateway:
-            assert gateway.get("/readyz").status_code == 200
+            wait_until(lambda: gateway.get("/readyz").status_code == 200)
             kill_stub(server, "unet")
             assert gateway.post(V1, json={"prompt": "a circle"}).status_code == 500
             assert gateway.balance() == 100_000

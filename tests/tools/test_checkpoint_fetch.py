@@ -41,6 +41,8 @@ NEEDED = [
     "vae/config.json",
     "vae/diffusion_pytorch_model.bin",
 ]
+PATIENT = {"HF_HUB_ETAG_TIMEOUT": "300", "HF_HUB_DOWNLOAD_TIMEOUT": "300"}
+"""Settings of the library, which else asks again after ten seconds: this machine may be that slow."""
 
 
 @pytest.fixture
@@ -54,6 +56,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The library's cache, one for each test."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name, value in PATIENT.items():
+        monkeypatch.setattr(constants, name, int(value))
     return tmp_path / "cache"
 
 
@@ -144,11 +148,11 @@ def test_an_interrupted_run_stops_at_once_and_leaves_nothing(hub: Hub, bins: Pat
     hub.publish(NAME, bins)
     hub.stall = threading.Event()
     command = [sys.executable, str(ROOT / "tools/checkpoint.py"), "fetch", "--endpoint", hub.url, "--out", str(out)]
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", **PATIENT}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(200)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert names(out.parent) == []
@@ -231,9 +235,10 @@ def test_what_a_hub_does_not_have_is_said(tool: Tool, hub: Hub, bins: Path, fetc
 
 
 def test_a_hub_that_is_not_there_is_said(tool: Tool, cache: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    assert tool.complaint("fetch", "--endpoint", url, "--out", out).startswith(f"{url} cannot be reached")
+    with socket.socket() as deaf:  # has the port, so that nobody else gets it, and does not listen
+        deaf.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        assert tool.complaint("fetch", "--endpoint", url, "--out", out).startswith(f"{url} cannot be reached")
     assert "cannot be reached" in tool.complaint("fetch", "--endpoint", "no address", "--out", out)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in tool.complaint("fetch", "--endpoint", url, "--out", out)

@@ -16,6 +16,7 @@ from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 from typing import Any
 
+from tiny_sd_engine import jobs
 from tiny_sd_engine.errors import Busy
 from tiny_sd_engine.jobs import Board, Preview, Stage
 
@@ -62,8 +63,14 @@ def processes(target: Callable[..., None], *arguments: tuple[Any, ...]) -> Itera
             process.join()
 
 
+def patient() -> None:
+    """Let this process wait for the others however long they stand still, and take none of their jobs for lost."""
+    jobs._LOCK_TIMEOUT_S = jobs.LOST_AFTER_S = jobs.DROPPED_AFTER_S = 600.0
+
+
 def admit_many(path: Path, start: Barrier, name: str, limit: int, outcomes: Queue[str]) -> None:
     """Tell for each of 20 jobs whether it was admitted, or why not."""
+    patient()
     board = Board(path)
     start.wait()
     for number in range(20):
@@ -76,6 +83,7 @@ def admit_many(path: Path, start: Barrier, name: str, limit: int, outcomes: Queu
 
 def come_and_go(path: Path, start: Barrier, name: str, limit: int, outcomes: Queue[str]) -> None:
     """Tell for each of 100 jobs, which end soon, how many are in flight with it, or why not."""
+    patient()
     faults: list[str] = []
 
     def catch(fault: logging.LogRecord) -> bool:
@@ -101,6 +109,7 @@ def come_and_go(path: Path, start: Barrier, name: str, limit: int, outcomes: Que
 
 def stop_in_the_middle_of_a_write(path: Path, writing: Event) -> None:
     """Change every job, in a transaction so large that SQLite writes to the file before its end; then do nothing."""
+    patient()
     board = Board(path)
     board._database.execute("PRAGMA cache_size=1")
     with board._transaction() as database:
@@ -112,6 +121,7 @@ def stop_in_the_middle_of_a_write(path: Path, writing: Event) -> None:
 
 def work_for_ever(path: Path, working: Event) -> None:
     """Take one job after the other from admission to its end."""
+    patient()
     board = Board(path)
     for number in itertools.count():
         id = f"job-{number}"
@@ -127,6 +137,7 @@ def work_for_ever(path: Path, working: Event) -> None:
 
 def put_up(folder: Path, ids: list[str]) -> None:
     """As a stage: put jobs up on the board of the server whose child this process is."""
+    patient()
     board = Board.of_this_server(folder)
     for id in ids:
         board.admit(id, 20, 0.0, 99)

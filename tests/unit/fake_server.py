@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from tiny_sd_client._transport import Inputs, Outputs
 
 FOREVER = "wait until broken off"
-Step = Outputs | Exception | float | str
-"""What happens next in an attempt: an event, an error, seconds of silence, or FOREVER."""
+Step = Outputs | Exception | float | threading.Event | str
+"""What happens next in an attempt: an event, an error, seconds of silence, a gate that a test opens, or FOREVER."""
 
 
 def event(stage: str = "denoising", step: int = 0, job_id: str = "a-job", **more: Any) -> Outputs:
@@ -66,6 +67,8 @@ class FakeServer:
     ready: bool = True
     in_flight: int = 0
     most_in_flight: int = 0
+    silent: int = 0
+    """Attempts that have come to FOREVER."""
     broken_off: list[str] = field(default_factory=list)
     closed: bool = False
     base64: bool = False
@@ -96,7 +99,11 @@ class FakeServer:
                     raise step
                 if isinstance(step, float):
                     await asyncio.sleep(step)
+                elif isinstance(step, threading.Event):
+                    while not step.is_set():
+                        await asyncio.sleep(0.005)
                 elif step == FOREVER:
+                    self.silent += 1
                     await asyncio.Event().wait()
                 else:
                     yield pictures(inputs) if step == "pictures" else step  # type: ignore[misc]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from tiny_sd_client import (
     Stage,
     UnknownJob,
     _async_client,
+    _client,
 )
 
 CLIENT = Path(__file__).parents[2] / "client"
@@ -39,6 +40,7 @@ CLIENT = Path(__file__).parents[2] / "client"
 def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     server = FakeServer()
     monkeypatch.setattr(_async_client, "connect", lambda address: server)
+    monkeypatch.setattr(_client, "_FAREWELL_S", 60.0)
     return server
 
 
@@ -49,34 +51,49 @@ def client(server: FakeServer) -> Iterator[Client]:
 
 
 @pytest.fixture
-def interrupt() -> Iterator[Callable[[float], None]]:
-    """Press Ctrl-C some seconds from now."""
-    timers = []
+def interrupt() -> Iterator[Callable[[Callable[[], bool]], None]]:
+    """Press Ctrl-C once something is true and this thread waits for a client."""
+    fingers = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 
-    def press_after(seconds: float) -> None:
-        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)))
-        timers[-1].start()
+    def press(true: Callable[[], bool]) -> None:
+        wait_until(lambda: true() and main_thread_waits())
+        os.kill(os.getpid(), signal.SIGINT)
 
-    yield press_after
-    for timer in timers:
-        timer.join()
+    def press_when(true: Callable[[], bool]) -> None:
+        fingers.append(threading.Thread(target=press, args=(true,)))
+        fingers[-1].start()
+
+    yield press_when
+    for finger in fingers:
+        finger.join()
+    signal.signal(signal.SIGINT, before)
 
 
-def threads() -> int:
-    return sum(thread.name == "tiny-sd-client" for thread in threading.enumerate())
+def main_thread_waits() -> bool:
+    """Whether it waits for the outcome of what a client does."""
+    assert threading.main_thread().ident
+    frame = sys._current_frames()[threading.main_thread().ident]
+    callers = [frame.f_code, frame.f_back and frame.f_back.f_code]
+    return callers == [threading.Condition.wait.__code__, Future.result.__code__]
+
+
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "tiny-sd-client"}
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 def test_pictures_come_back_and_arguments_go_through(client: Client, server: FakeServer) -> None:
-    generation = client.generate("a cat", seed=3, samples=2, timeout=9, job_id="mine")
+    generation = client.generate("a cat", seed=3, samples=2, timeout=3600, job_id="mine")
     assert generation.seeds == (3, 4)
-    assert (server.asked[0].request_id, round(server.asked[0].timeout or 0)) == ("mine", 9)
+    assert server.asked[0].request_id == "mine"
+    assert 3500 < (server.asked[0].timeout or 0) <= 3600
 
 
 def test_errors_come_back_as_they_are(client: Client, server: FakeServer) -> None:
@@ -126,7 +143,7 @@ def test_leaving_a_stream_early_breaks_it_off_at_once(leave: str, client: Client
 
 
 def test_leaving_many_early_cancels_the_rest(client: Client, server: FakeServer) -> None:
-    server.slow = dict.fromkeys("bcdef", 5.0)
+    server.slow = dict.fromkeys("bcdef", 600.0)
     with closing(client.generate_many("abcdef", concurrency=3)) as generations:
         next(generations)
     assert server.in_flight == 0
@@ -134,14 +151,16 @@ def test_leaving_many_early_cancels_the_rest(client: Client, server: FakeServer)
 
 
 def test_a_job_runs_in_the_background(client: Client, server: FakeServer) -> None:
-    server.attempts = [[event(step=3), 0.1, "pictures"]]
+    finish = threading.Event()
+    server.attempts = [[event(step=3), finish, "pictures"]]
     job = client.submit("a cat", job_id="mine")
     assert job.id == "mine"
     wait_until(lambda: job.progress() is not None)
     assert not job.done()
     with pytest.raises(TimeoutError, match=r"job mine is not done after 0\.01 s; it goes on"):
         job.result(timeout=0.01)
-    assert job.result(timeout=5).files
+    finish.set()
+    assert job.result(timeout=60).files
     assert job.done()
     assert job.progress().stage is Stage.DONE  # type: ignore[union-attr]
 
@@ -178,19 +197,25 @@ def test_the_board_can_be_asked(client: Client, server: FakeServer) -> None:
 
 
 def test_one_client_serves_many_threads(client: Client, server: FakeServer) -> None:
+    all_are_here = threading.Event()
+    server.attempts = [[all_are_here, "pictures"]] * 20
     server.slow = {f"picture {i}": 0.01 * (i % 3) for i in range(60)}
     with ThreadPoolExecutor(20) as pool:
-        made = list(pool.map(client.generate, server.slow))
+        made = pool.map(client.generate, server.slow)
+        wait_until(lambda: server.in_flight == 20)
+        all_are_here.set()
     assert [each.parameters.prompt for each in made] == list(server.slow)
-    assert server.most_in_flight > 5
+    assert server.most_in_flight == 20
 
 
 # --- Ctrl-C
 
 
-def test_ctrl_c_breaks_a_generation_off(client: Client, server: FakeServer, interrupt: Callable[[float], None]) -> None:
+def test_ctrl_c_breaks_a_generation_off(
+    client: Client, server: FakeServer, interrupt: Callable[[Callable[[], bool]], None]
+) -> None:
     server.attempts = [[event(), FOREVER]]
-    interrupt(0.1)
+    interrupt(lambda: server.silent == 1)
     with pytest.raises(KeyboardInterrupt):
         client.generate("a cat")
     assert server.broken_off == ["a cat"], "it is gone when the interrupt goes on"
@@ -198,28 +223,32 @@ def test_ctrl_c_breaks_a_generation_off(client: Client, server: FakeServer, inte
 
 
 def test_ctrl_c_breaks_a_stream_and_many_off(
-    client: Client, server: FakeServer, interrupt: Callable[[float], None]
+    client: Client, server: FakeServer, interrupt: Callable[[Callable[[], bool]], None]
 ) -> None:
     server.attempts = [[event(), FOREVER]]
-    interrupt(0.1)
+    interrupt(lambda: server.silent == 1)
     with pytest.raises(KeyboardInterrupt):
         list(client.stream("a cat"))
     assert server.broken_off == ["a cat"]
-    server.slow = {"b": 5.0, "c": 5.0}
-    interrupt(0.1)
+    server.attempts = [["pictures"], [FOREVER], [FOREVER]]
+    many = client.generate_many(["a", "b", "c"])
+    assert next(many).parameters.prompt == "a"
+    interrupt(lambda: server.silent == 3)
     with pytest.raises(KeyboardInterrupt):
-        list(client.generate_many(["a", "b", "c"]))
+        next(many)
     assert sorted(server.broken_off) == ["a cat", "b", "c"]
 
 
 def test_ctrl_c_while_waiting_for_a_job_leaves_the_job_alone(
-    client: Client, server: FakeServer, interrupt: Callable[[float], None]
+    client: Client, server: FakeServer, interrupt: Callable[[Callable[[], bool]], None]
 ) -> None:
-    server.attempts = [[event(), 0.4, "pictures"]]
+    finish = threading.Event()
+    server.attempts = [[event(), finish, "pictures"]]
     job = client.submit("a cat")
-    interrupt(0.1)
+    interrupt(lambda: True)
     with pytest.raises(KeyboardInterrupt):
         job.result()
+    finish.set()
     assert job.result().files
 
 
@@ -239,7 +268,7 @@ def test_closing_cancels_what_other_threads_wait_for(server: FakeServer) -> None
         client.close()
         for each in waiting:
             with pytest.raises(Cancelled):
-                each.result(5)
+                each.result(60)
     assert (server.in_flight, server.closed) == (0, True)
 
 
@@ -274,7 +303,7 @@ def test_a_client_that_is_forgotten_ends_its_thread(server: FakeServer) -> None:
     for _ in range(5):
         Client().generate("a cat")
     gc.collect()
-    wait_until(lambda: threads() == before)
+    wait_until(lambda: threads() <= before)
     assert server.closed
 
 
@@ -308,11 +337,36 @@ def test_a_bad_url_starts_nothing() -> None:
     before = threads()
     with pytest.raises(ValueError, match="allowed: grpc://host:port"):
         Client("localhost:8001")
-    assert threads() == before
+    assert threads() <= before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_is_told_to_make_a_client_of_its_own(client: Client) -> None:
+def test_a_forked_process_is_told_to_make_a_client_of_its_own() -> None:
+    """In a process of its own, as the tests' may hold gRPC, which takes no fork with calls under way."""
+    ended = run_program(FORK)
+    assert (ended.returncode, ended.stdout) == (0, "0 True\n")
+
+
+def run_program(code: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(CLIENT), str(Path(__file__).parent)])
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+FORK = """
+import os
+from fake_server import FakeServer
+from tiny_sd_client import Client, _async_client
+
+server = FakeServer()
+_async_client.connect = lambda address: server
+with Client() as client:
     client.generate("a cat")
     if (child := os.fork()) == 0:
         try:
@@ -321,15 +375,15 @@ def test_a_forked_process_is_told_to_make_a_client_of_its_own(client: Client) ->
             os._exit(0 if "forked" in str(error) else 1)
         finally:
             os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert client.generate("a cat").files
-
-
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, bool(client.generate("a cat").files))
+"""
 SCRIPT = """
 import atexit
 from fake_server import FOREVER, FakeServer, event
-from tiny_sd_client import Client, _async_client
+from tiny_sd_client import Client, _async_client, _client
 
+_client._FAREWELL_S = 60.0
 server = FakeServer(attempts=[[event(), FOREVER], [event(), FOREVER]])
 _async_client.connect = lambda address: server
 # What is registered first is called last.
@@ -344,15 +398,7 @@ next(events)
 
 @pytest.mark.parametrize(("ending", "code"), [("", 0), ("raise SystemExit(3)", 3), ("1 / 0", 1)])
 def test_a_program_may_end_without_closing_anything(ending: str, code: int) -> None:
-    path = os.pathsep.join([str(CLIENT), str(Path(__file__).parent)])
-    ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", SCRIPT.format(ending=ending)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = run_program(SCRIPT.format(ending=ending))
     assert ended.returncode == code
     assert ended.stdout == "broken off: a cat a dog closed: True\n"
     noise = [line for line in ended.stderr.splitlines() if "Executing <" not in line]

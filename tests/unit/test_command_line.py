@@ -524,7 +524,7 @@ def test_a_closed_pipe_is_no_error(arguments: list[str], tiny_sd: Tell, tmp_path
     assert command.stdout
     assert command.stderr
     command.stdout.close()
-    assert (command.wait(timeout=60), command.stderr.read()) == (0, b"")
+    assert (command.wait(timeout=300), command.stderr.read()) == (0, b"")
     command.stderr.close()
 
 

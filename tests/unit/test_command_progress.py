@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 
 import numpy as np
 import pytest
+import rich
 
 from tiny_sd_client.command.progress import Display
 from tiny_sd_client.results import Progress, Stage
@@ -38,7 +39,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """80 x 24 characters in all colours."""
+    """80 x 24 characters in all colours; the clock of the bars stands still."""
+    monkeypatch.setattr(rich.get_console(), "get_time", lambda: 1000.0)
     for name, value in {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80", "LINES": "24"}.items():
         monkeypatch.setenv(name, value)
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):

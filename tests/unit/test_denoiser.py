@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from board_users import Clock
 
 from reference import largest_difference
 from tiny_sd_client.parameters import Parameters, Scheduler, parse
@@ -285,18 +286,19 @@ def test_a_run_makes_one_call_when_its_time_is_up_at_once(denoiser: Denoiser) ->
 
 
 def test_a_run_lasts_as_long_as_its_quantum(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict = denoiser._predict
+    predict, clock = denoiser._predict, Clock()
 
     def slow(images: Sequence[Image]) -> list[torch.Tensor]:
-        time.sleep(0.05)
+        clock.now += 1 / 16
         return predict(images)
 
     monkeypatch.setattr(denoiser, "_predict", slow)
+    monkeypatch.setattr("tiny_sd_engine.denoiser.time", clock)
     (job,) = admit(denoiser, a_task(num_inference_steps=100))
-    start = time.monotonic()
+    start = clock.now
     denoiser.run([job], 0.3)
-    assert time.monotonic() - start >= 0.3
-    assert 2 <= progress(job)[0] <= 6, "no call starts after the end, and a call takes at least 0.05 s"
+    assert clock.now - start == 5 / 16, "the last call begins before the end"
+    assert progress(job) == [5]
 
 
 def test_a_run_returns_as_soon_as_one_job_has_ended(denoiser: Denoiser) -> None:
@@ -630,6 +632,8 @@ def test_jobs_may_be_evicted_and_removed_from_other_threads_while_they_run(loade
     threads = [threading.Thread(target=disturb, args=(name,)) for name in ("first", "second")]
     for thread in threads:
         thread.start()
+    while {name for name, _ in disturbed[:]} != {"first", "second"} and not failures:
+        time.sleep(0.001)
     tasks = [a_task(scheduler=name, num_inference_steps=8, seeds=[3, 4]) for name in ("Euler a", "PNDM")]
     # As Triton does it: between any two runs the other threads may come in and evict the jobs.
     for _ in range(3):
@@ -643,7 +647,7 @@ def test_jobs_may_be_evicted_and_removed_from_other_threads_while_they_run(loade
             denoiser.remove(key)
     stop.set()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
     assert failures == []
     assert {name for name, _ in disturbed} == {"first", "second"}

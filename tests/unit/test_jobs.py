@@ -36,7 +36,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def board(path: Path) -> Iterator[Board]:
+def board(path: Path, clock: Clock) -> Iterator[Board]:
+    """A board whose time stands still unless a test puts it forward: nothing gets lost on a slow machine."""
     with closing(Board(path)) as board:
         yield board
 
@@ -77,18 +78,11 @@ def test_an_id_is_either_refused_or_harmless(id: str) -> None:
         assert taken == id or not id
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the folder of a board in it."""
-    return tmp_path_factory.mktemp("house")
-
-
-@pytest.fixture(scope="module")
-def used(house: Path) -> Iterator[Board]:
+@pytest.fixture
+def used(board: Board) -> Board:
     """A board on which one job has been for long."""
-    with closing(Board(house / "jobs" / "board.sqlite")) as board:
-        admit(board, "other")
-        yield board
+    admit(board, "other")
+    return board
 
 
 @given(st.text(min_size=1).filter(lambda id: id != "other"))
@@ -100,12 +94,12 @@ def used(house: Path) -> Iterator[Board]:
 @example("%")
 @example("?1")
 @example("x" * 100_000)
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_id_is_a_value_on_the_board_and_nothing_else(
-    house: Path, used: Board, monkeypatch: pytest.MonkeyPatch, id: str
+    tmp_path: Path, used: Board, monkeypatch: pytest.MonkeyPatch, id: str
 ) -> None:
     """Also one that would not get through the first stage."""
-    monkeypatch.chdir(house)
+    monkeypatch.chdir(tmp_path)
     others = used.find("other")
     admit(used, id)
     assert used.take_up(Stage.DENOISING, [id]) == {}
@@ -119,7 +113,7 @@ def test_an_id_is_a_value_on_the_board_and_nothing_else(
     used.remove([id])
     assert in_flight(used) == ["other"]
     assert (used.find("other").stage, used.find("other").step) == (others.stage, others.step)
-    assert {each.name for each in house.rglob("*")} <= {"jobs", "board.sqlite", "board.sqlite-journal"}
+    assert {each.name for each in tmp_path.rglob("*")} <= {"jobs", "board.sqlite", "board.sqlite-journal"}
 
 
 @pytest.mark.parametrize("given", [0, 1, 100])
@@ -401,12 +395,12 @@ def test_a_job_whose_deadline_has_passed_is_stopped(board: Board, clock: Clock) 
 
 def wait_for_beat(board: Board, clock: Clock) -> None:
     """Wait until a stage has told that it is at work now."""
-    for _ in range(10_000):
+    for _ in range(60_000):
         with board._transaction() as database:
             if database.execute("SELECT max(active) FROM stages").fetchone()[0] == clock.now:
                 return
         time.sleep(0.001)
-    raise AssertionError("no stage has told anything for 10 s")
+    raise AssertionError("no stage has told anything for 60 s")
 
 
 @pytest.fixture
@@ -554,13 +548,13 @@ def test_a_lost_job_makes_room_for_the_next_and_its_id_and_preview_are_gone(boar
 
 @pytest.mark.usefixtures("quick_beats")
 def test_a_stage_is_at_work_no_longer_when_its_work_has_failed(board: Board, clock: Clock) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for work in (board.at_work(Stage.DENOISING, []), board.encoding_texts()):
         with pytest.raises(ZeroDivisionError), work:
             clock.now += 1
             wait_for_beat(board, clock)
             raise ZeroDivisionError
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     admit(board, "job")
     clock.now += LONG
     board.forget_lost()

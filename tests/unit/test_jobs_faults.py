@@ -6,9 +6,10 @@ import os
 import random
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from board_users import SPAWN, admit, in_flight, processes, shown
 from tiny_sd_engine import jobs
 from tiny_sd_engine.jobs import Board, Preview, Stage
 from tiny_sd_engine.settings import SettingError
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the machine stands still; what gets lost and when: test_jobs.py."""
+    monkeypatch.setattr(jobs, "LOST_AFTER_S", 600.0)
+    monkeypatch.setattr(jobs, "DROPPED_AFTER_S", 600.0)
 
 
 @pytest.fixture
@@ -110,14 +118,20 @@ FAULTS = [
 ]
 
 
-def at_work(board: Board) -> None:
-    with board.at_work(Stage.DENOISING, ["job"]):
-        time.sleep(0.05)
+def for_a_beat(board: Board, work: AbstractContextManager[None]) -> None:
+    """Be at work until the board has been told so once, or could not be told."""
+    beats = threading.Semaphore(0)
+    transaction = board._transaction
 
+    def counted() -> AbstractContextManager[sqlite3.Connection]:
+        beats.release()
+        return transaction()
 
-def encoding_texts(board: Board) -> None:
-    with board.encoding_texts():
-        time.sleep(0.05)
+    board._transaction = counted  # type: ignore[method-assign]
+    with work:
+        for _ in range(2):  # the second begins when the first has ended
+            assert beats.acquire(timeout=60)
+    board._transaction = transaction  # type: ignore[method-assign]
 
 
 STAGE_CALLS: dict[str, Callable[[Board], object]] = {
@@ -126,8 +140,8 @@ STAGE_CALLS: dict[str, Callable[[Board], object]] = {
     "show": lambda board: board.show("job", Preview(3, ("file",))),
     "hand_on": lambda board: board.hand_on("job", Stage.DECODING),
     "remove": lambda board: board.remove(["job"]),
-    "at_work": at_work,
-    "encoding_texts": encoding_texts,
+    "at_work": lambda board: for_a_beat(board, board.at_work(Stage.DENOISING, ["job"])),
+    "encoding_texts": lambda board: for_a_beat(board, board.encoding_texts()),
     "forget_lost": lambda board: board.forget_lost(),
 }
 

@@ -168,5 +168,5 @@ class BoardAndModel(RuleBasedStateMachine):
 def test_a_board_does_what_its_model_does(tmp_path_factory: pytest.TempPathFactory) -> None:
     BoardAndModel.folder = tmp_path_factory.mktemp("boards")
     machine: Any = BoardAndModel.TestCase
-    machine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    machine.settings = settings(max_examples=60, stateful_step_count=40)
     machine("runTest").runTest()

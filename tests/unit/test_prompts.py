@@ -9,7 +9,7 @@ from time import process_time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
@@ -146,14 +146,12 @@ def test_a_plain_prompt_has_the_ids_of_the_tokenizer(tokenizer: CLIPTokenizer, p
     assert (tokens.prompt.weights == 1).all()
 
 
-@settings(deadline=None)
 @given(prompt=st.text(alphabet=st.characters(exclude_characters="()[]\\", exclude_categories=["Cs"]), max_size=18))
 def test_any_short_plain_prompt_has_the_ids_of_the_tokenizer(tokenizer: CLIPTokenizer, prompt: str) -> None:
     whole = tokenizer(prompt, padding="max_length", max_length=LENGTH, truncation=True).input_ids
     assert tokenize(tokenizer, prompt, "", max_windows=1).prompt.ids.tolist() == [whole]
 
 
-@settings(deadline=None)
 @given(prompt=st.text(max_size=80), negative_prompt=st.text(alphabet="(red [cat]:2)", max_size=80))
 def test_both_prompts_fill_equally_many_windows(tokenizer: CLIPTokenizer, prompt: str, negative_prompt: str) -> None:
     tokens = tokenize(tokenizer, prompt, negative_prompt, max_windows=20)
@@ -241,7 +239,6 @@ def test_the_written_tokenizer_has_the_layout_of_stable_diffusion_1(tokenizer: C
     assert tokenizer.tokenize("a red circle") == ["a</w>", "red</w>", "circle</w>"]
 
 
-@settings(deadline=None)
 @given(text=st.text(alphabet=st.characters(exclude_characters="|", exclude_categories=["Cs"])))
 def test_the_written_tokenizer_knows_every_text(tokenizer: CLIPTokenizer, text: str) -> None:
     # Without "|", as "<|endoftext|>" spelled out is that token, which is also the unknown one.

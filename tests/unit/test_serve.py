@@ -47,10 +47,14 @@ error: creating server: Internal - failed to load all models
 """.strip().splitlines()  # noqa: E501
 
 
+HOST = "127.83.0.1"
+"""An address of this machine that nobody uses, where what is free stays so: other tests take ports all the time."""
+
+
 @pytest.fixture
 def listening() -> Iterator[int]:
     """A port that somebody else listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server((HOST, 0)) as server:
         yield server.getsockname()[1]
 
 
@@ -182,15 +186,15 @@ def test_the_checkpoint_reaches_the_server_only_for_our_models_or_when_named(
 
 
 def test_free_ports_are_three_that_can_be_listened_on() -> None:
-    ports = free_ports()
+    ports = free_ports(HOST)
     assert len({ports.http, ports.grpc, ports.metrics}) == 3
-    check_ports("127.0.0.1", ports)
+    check_ports(HOST, ports)
 
 
 def test_a_busy_port_is_named_with_its_option(listening: int) -> None:
-    free = free_ports()
-    with pytest.raises(BusyPort, match=rf"grpc port {listening} on 127\.0\.0\.1 is already in use.*--grpc-port"):
-        check_ports("127.0.0.1", Ports(free.http, listening, free.metrics))
+    free = free_ports(HOST)
+    with pytest.raises(BusyPort, match=rf"grpc port {listening} on 127\.83\.0\.1 is already in use.*--grpc-port"):
+        check_ports(HOST, Ports(free.http, listening, free.metrics))
 
 
 def test_a_port_on_one_address_is_busy_for_all_addresses(listening: int) -> None:
@@ -200,9 +204,9 @@ def test_a_port_on_one_address_is_busy_for_all_addresses(listening: int) -> None
 
 
 def test_the_same_port_twice_is_busy() -> None:
-    port = free_ports().http
+    port = free_ports(HOST).http
     with pytest.raises(BusyPort, match="--grpc-port"):
-        check_ports("127.0.0.1", Ports(port, port, port))
+        check_ports(HOST, Ports(port, port, port))
 
 
 @pytest.mark.parametrize("number", [-1, 0, 65536])

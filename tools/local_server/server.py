@@ -240,17 +240,18 @@ class LocalServer:
         process, models = self._running(), LoadingModels()
         deadline = time.monotonic() + self._ready_timeout_s
         while not self._ready:
-            ended = process.poll() is not None  # asked before the log is read, so that its last lines are seen
+            # Asked before the log is read, so that its last lines are seen.
+            ended, ready = process.poll() is not None, self._answers()
             for line in self._read_log(on_line):
                 if (news := models.observe(line, time.monotonic())) and on_progress:
                     on_progress(news)
             if ended:
                 errors = failures(self._log.recent) or last_errors(self._log.recent)
                 raise self._died(process.returncode, "while it started", errors)
-            if time.monotonic() > deadline:
+            if not ready and time.monotonic() > deadline:
                 raise self._late(models.names)
-            self._ready = self._answers()
-            if not self._ready:
+            self._ready = ready
+            if not ready:
                 time.sleep(_POLL_S)
         self._models = {process: name for process in self.process_tree() if (name := _model_of(process))}
 

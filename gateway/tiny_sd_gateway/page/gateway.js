@@ -90,7 +90,11 @@ export async function* draw(wanted, key, signal) {
 }
 
 async function ask(/** @type {string} */ path, /** @type {any} */ options) {
-  return parseJson(await (await send(path, options)).text());
+  const response = await send(path, options);
+  const text = await response.text().catch(() => {
+    throw new GatewayError(0, "The connection was lost before the answer was whole.");
+  });
+  return parseJson(text);
 }
 
 async function send(/** @type {string} */ path, /** @type {any} */ { key, headers = {}, ...options }) {

@@ -74,11 +74,13 @@ export class History {
     await this.#change((store) => store.clear());
   }
 
-  /** @param {(store: IDBObjectStore) => IDBRequest} change */
+  /** @param {(store: IDBObjectStore) => void} change */
   async #change(change) {
     if (!this.#database) return;
     try {
-      await answer(change(this.#database.transaction("generations", "readwrite").objectStore("generations")));
+      const transaction = this.#database.transaction("generations", "readwrite");
+      change(transaction.objectStore("generations"));
+      await committed(transaction);
     } catch (error) {
       console.warn("The history could not be written:", error); // the disk is full: what is on the page stays there
     }
@@ -94,6 +96,19 @@ function answer(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
+  });
+}
+
+/**
+ * What is committed survives that the page is left: its requests are answered before.
+ *
+ * @param {IDBTransaction} transaction
+ * @returns {Promise<void>}
+ */
+function committed(transaction) {
+  return new Promise((resolve, reject) => {
+    transaction.oncomplete = () => resolve();
+    transaction.onabort = () => reject(transaction.error);
   });
 }
 

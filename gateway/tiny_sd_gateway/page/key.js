@@ -11,6 +11,7 @@ export class Key {
   #problem = byId("key-problem");
   #button = byId("key-button");
   #onCredits;
+  #news = 0; // counts what was heard of key and credits: an answer to an earlier question is old
 
   /** @param {(remaining: number | null) => void} onCredits is told what the key has left; null: there is no key */
   constructor(onCredits) {
@@ -66,11 +67,19 @@ export class Key {
   /** Looks up what the key has left, and forgets nothing if that fails. */
   async refresh() {
     if (!this.value) return;
+    const news = ++this.#news;
     try {
-      this.#onCredits(await credits(this.value));
+      const remaining = await credits(this.value);
+      if (news === this.#news) this.#onCredits(remaining);
     } catch (error) {
       if (!(error instanceof GatewayError)) throw error; // whoever draws will see what is wrong
     }
+  }
+
+  /** Somebody else has heard what the key has left. */
+  hasLeft(/** @type {number} */ remaining) {
+    this.#news++;
+    this.#onCredits(remaining);
   }
 
   async #tryIt(/** @type {string} */ key) {
@@ -78,7 +87,7 @@ export class Key {
     try {
       const remaining = await credits(key);
       this.#keep(key);
-      this.#onCredits(remaining);
+      this.hasLeft(remaining);
       this.#dialog.close("taken");
     } catch (error) {
       if (!(error instanceof GatewayError)) throw error;
@@ -89,6 +98,7 @@ export class Key {
   #keep(/** @type {string} */ key) {
     if (key) localStorage.setItem(STORED, key);
     else localStorage.removeItem(STORED);
+    this.#news++;
     if (!key) this.#onCredits(null);
     this.#show();
   }

@@ -102,7 +102,7 @@ async function finish(done) {
   }));
   const result = { pictures, parameters: done.parameters, cost: done.cost, seconds: done.infer_time };
   show(result);
-  showCredits(done.remaining_credits);
+  key.hasLeft(done.remaining_credits);
   announce(`${picturesInWords(pictures.length)} in ${duration(result.seconds)} for ${creditsInWords(result.cost)}`);
   await history.add(result);
   thumbnails.update();

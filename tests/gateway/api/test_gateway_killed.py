@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
-from books import audit
+from books import audit, let_all_leases_run_out
 from gateway_process import Process, get
 from grpc_triton import GrpcTriton
 from running_gateway import SLUG
@@ -27,27 +28,31 @@ _PAUSE_S = 1.0  # 200 callers who ask more often leave the gateway no time
 
 def test_200_callers_get_what_they_pay_for_from_a_gateway_that_is_killed(database_url: str, tmp_path: Path) -> None:
     environment = {
-        "TINY_SD_GATEWAY_PORT": str(free_port()),
         "TINY_SD_GATEWAY_REQUESTS_PER_MINUTE": "100000",
         "TINY_SD_GATEWAY_DEV_KEY_CREDITS": str(CREDITS),
         "TINY_SD_GATEWAY_WORKERS": "16",
-        "TINY_SD_GATEWAY_LEASE_S": "3",
+        "TINY_SD_GATEWAY_LEASE_S": "60",  # one that lives keeps what it has, however slow it is
         "TINY_SD_GATEWAY_SWEEP_S": "0.5",
     }
-    with GrpcTriton() as triton, ThreadPoolExecutor(CALLERS) as threads:
+    with GrpcTriton() as triton, free_port() as port, ThreadPoolExecutor(CALLERS) as threads:
         triton.seconds_per_step = 0.05
 
         def start() -> Process:
-            return Process(database_url, triton.url, tmp_path / "log", **environment)
+            return Process(database_url, triton.url, tmp_path / "log", **environment, TINY_SD_GATEWAY_PORT=str(port))
+
+        def kill(gateway: Process) -> None:
+            gateway.process.kill()
+            gateway.process.wait()
+            asyncio.run(let_all_leases_run_out(database_url))
 
         with start() as gateway:
             key, url = gateway.read_key(), gateway.url
             callers = [threads.submit(call, url, number, key) for number in range(CALLERS)]
             triton.wait_for(lambda: len(triton.prompts) >= KILLED_AFTER[0], PATIENCE_S)
-            gateway.process.kill()
+            kill(gateway)
         with start() as gateway:
             triton.wait_for(lambda: len(triton.prompts) >= KILLED_AFTER[1], PATIENCE_S)
-            gateway.process.kill()
+            kill(gateway)
         with start() as gateway:
             for caller in callers:
                 caller.result()
@@ -63,15 +68,15 @@ def call(url: str, number: int, key: str) -> None:
     wanted = {"prompt": f"number {number}", "seed": number, "base64": False}
 
     def submit(api: str) -> requests.Response:
-        return insist(lambda: requests.post(f"{url}/{api}/{SLUG}", json=wanted, headers=headers, timeout=60))
+        return insist(lambda: requests.post(f"{url}/{api}/{SLUG}", json=wanted, headers=headers, timeout=PATIENCE_S))
 
     if number % 2:
         picture = submit("v1")
     else:
         accepted = submit("v2").json()
-        result = insist(lambda: requests.get(accepted["response_url"], headers=headers, timeout=60)).json()
+        result = insist(lambda: requests.get(accepted["response_url"], headers=headers, timeout=PATIENCE_S)).json()
         assert submit("v2").json()["request_id"] == accepted["request_id"]
-        picture = insist(lambda: requests.get(result["output"], timeout=60))
+        picture = insist(lambda: requests.get(result["output"], timeout=PATIENCE_S))
     assert picture.content == f"picture of number {number} from {number}".encode()
 
 
@@ -96,8 +101,10 @@ async def check_books(url: str) -> None:
         await audit(database)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+@contextmanager
+def free_port() -> Iterator[int]:
+    """A port that nobody else gets while no gateway listens there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]

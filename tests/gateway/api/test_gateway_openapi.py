@@ -21,7 +21,7 @@ def test_every_answer_is_a_documented_one(start_gateway: StartGateway) -> None:
         operation = found.ok()
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=EXAMPLES, derandomize=True, suppress_health_check=list(HealthCheck))
         def check(case: Case) -> None:
             # Schemathesis sees to it that no answer is a 5xx, or of a status, type or shape that is not documented.
             headers = {"x-api-key": gateway.key}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 import pytest
 import requests
+from books import let_all_leases_run_out
 from gateway_process import Process, get, post
 from grpc_triton import GrpcTriton
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -37,13 +39,13 @@ def test_it_finishes_what_runs_when_it_is_told_to_stop(tmp_path: Path, triton: G
             wait_until(lambda: any(line["event"] == "stopping" for line in gateway.lines()))
             triton.held.clear()
             assert under_way.result().status_code == 200
-        assert gateway.process.wait(30) == 0
+        assert gateway.process.wait(60) == 0
         assert [line["outcome"] for line in gateway.lines() if line["event"] == "generation"] == ["completed"]
         assert not [line for line in gateway.lines() if line["level"] in ("error", "critical")]
 
 
 def test_what_was_accepted_survives_its_death(database_url: str, tmp_path: Path, triton: GrpcTriton) -> None:
-    environment = {"TINY_SD_GATEWAY_LEASE_S": "2", "TINY_SD_GATEWAY_SWEEP_S": "0.5"}
+    environment = {"TINY_SD_GATEWAY_LEASE_S": "60", "TINY_SD_GATEWAY_SWEEP_S": "0.5"}
     triton.held.add("held")
     with Process(database_url, triton.url, tmp_path / "log", **environment) as first:
         key = first.read_key()
@@ -55,15 +57,16 @@ def test_what_was_accepted_survives_its_death(database_url: str, tmp_path: Path,
             assert isinstance(waiting.exception(), requests.ConnectionError)
     triton.wait_for(lambda: triton.left.count("held") == 3)  # nobody listens any more, and Triton knows
     triton.held.clear()
+    asyncio.run(let_all_leases_run_out(database_url))
     with Process(database_url, triton.url, tmp_path / "log2", **environment) as second:
 
         def statuses() -> list[str]:
             return [get(second, f"/v2/requests/{name}/status", key).json()["status"] for name in accepted]
 
-        wait_until(lambda: statuses() == ["COMPLETED"] * 3, 60)
+        wait_until(lambda: statuses() == ["COMPLETED"] * 3, 120)
         wait_until(lambda: get(second, "/v1/credits", key).json()["remaining_credits"] == 997.0)
         second.process.send_signal(signal.SIGTERM)
-        assert second.process.wait(30) == 0
+        assert second.process.wait(60) == 0
 
 
 def test_a_trace_goes_through_the_gateway_to_triton(tmp_path: Path, triton: GrpcTriton) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import requests
+from books import change
 from fake_triton import INFER_S, picture
 from running_gateway import PROMPT, SLUG, RunningGateway, StartGateway, wait_until
 
 from tiny_sd_client import Busy, InvalidParameter, ServerFault, Unavailable
-from tiny_sd_gateway import leases
+from tiny_sd_gateway import leases, runner
+from tiny_sd_gateway.tables import GenerationRow
 
 PATH = f"/v2/{SLUG}"
 STUB_DIED = ServerFault("grpc://triton:8001: Stub process 'unet_0_0' is not healthy.")
@@ -170,13 +172,16 @@ def test_what_finds_a_model_dead_waits_until_it_lives(start_gateway: StartGatewa
     assert gateway.balance() == 99_000
 
 
-def test_what_kills_a_model_each_time_is_given_up(start_gateway: StartGateway) -> None:
+def test_what_kills_a_model_each_time_is_given_up(start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_RETRY_FAULT_S", 3600.0)  # until the model lives, and is about to die again
     gateway = start_gateway(max_attempts=2)
     gateway.triton.midway.append(STUB_DIED)
     body = gateway.post(PATH, json=PROMPT).json()
-    wait_until(lambda: gateway.triton.midway == [] and gateway.triton.in_flight == 0)
+    wait_until(lambda: gateway.service.health.broken)
+    wait_until(lambda: gateway.get(body["status_url"]).json()["status"] == "QUEUED")
     assert gateway.get("/readyz").status_code == 200
     gateway.triton.midway.append(STUB_DIED)
+    gateway.in_database(lambda database: change(database, GenerationRow, body["request_id"], claimable_at=1))
     assert wait_for_end(gateway, body)["status"] == "FAILED"
     assert gateway.balance() == 100_000
 
@@ -254,7 +259,7 @@ def wait_for_end(gateway: RunningGateway, submitted: dict[str, Any], key: str | 
         status.update(gateway.get(submitted["status_url"], key=key).json())
         return status["status"] in ("COMPLETED", "FAILED")
 
-    wait_until(ended, 40)
+    wait_until(ended, 120)
     return status
 
 
