@@ -116,16 +116,16 @@ def test_a_timeout_is_told_as_one(server: LocalServer, tmp_path: Path) -> None:
         wait_until(lambda: not in_flight(server))
 
 
-def test_a_triton_whose_model_died_is_not_ready(checkpoint: Path, tmp_path: Path) -> None:
-    with serve(checkpoint, tmp_path / "log") as server:
-        with in_front_of(server, tmp_path / "gateway.db") as gateway:
-            wait_until(lambda: gateway.get("/readyz").status_code == 200)
-            kill_stub(server, "unet")
-            assert gateway.post(V1, json={"prompt": "a circle"}).status_code == 500
-            assert gateway.balance() == 100_000
-            assert gateway.get("/readyz").status_code == 503
-        with in_front_of(server, tmp_path / "other.db") as stranger:  # who has not seen it happen
-            assert stranger.get("/readyz").status_code == 503
+def test_a_triton_whose_model_died_is_not_ready(server: LocalServer, tmp_path: Path) -> None:
+    """The last test of the file: it leaves the server with a dead model."""
+    with in_front_of(server, tmp_path / "gateway.db") as gateway:
+        wait_until(lambda: gateway.get("/readyz").status_code == 200)
+        kill_stub(server, "unet")
+        assert gateway.post(V1, json={"prompt": "a circle"}).status_code == 500
+        assert gateway.balance() == 100_000
+        assert gateway.get("/readyz").status_code == 503
+    with in_front_of(server, tmp_path / "other.db") as stranger:  # who has not seen it happen
+        assert stranger.get("/readyz").status_code == 503
 
 
 def serve(checkpoint: Path, log: Path) -> LocalServer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import queue
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,13 +147,32 @@ def metrics(url: str) -> dict[str, float]:
     return values
 
 
+class Change(dict[str, float]):
+    """By how much each metric has changed since this was made, as of the last look."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        self._before = metrics(url)
+
+    def look(self) -> None:
+        self.update({name: value - self._before.get(name, 0.0) for name, value in metrics(self._url).items()})
+
+    def once(self, name: str, least: float) -> float:
+        """A counter's change as soon as it is so much: Triton counts a request a moment after it has answered it."""
+        end = time.monotonic() + 60
+        while self[name] < least and time.monotonic() < end:
+            time.sleep(0.05)
+            self.look()
+        return self[name]
+
+
 @contextmanager
-def change_of(url: str) -> Iterator[dict[str, float]]:
+def change_of(url: str) -> Iterator[Change]:
     """By how much each metric changes inside the block; filled in at its end."""
-    before = metrics(url)
-    change: dict[str, float] = {}
+    change = Change(url)
     yield change
-    change.update({name: value - before.get(name, 0.0) for name, value in metrics(url).items()})
+    change.look()
 
 
 def _answer(result: Any, sent: dict[str, object]) -> Answer:

@@ -20,11 +20,14 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="session")
 def batching_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """With the row bound of a GPU, small pictures, quick eviction, and room for more jobs than the U-Net holds."""
+    """With the row bound of a GPU, small pictures, quick eviction, and room for more jobs than the U-Net holds.
+
+    Not too quick: what stands still for a while would be evicted and begin again, and its steps count twice.
+    """
     environment = {
         **SMALL_SIZES,
         "TINY_SD_MAX_ROWS": "16",
-        "TINY_SD_EVICT_AFTER_S": "2",
+        "TINY_SD_EVICT_AFTER_S": "10",
         "TINY_SD_MAX_IN_FLIGHT": "100",
     }
     with serve(checkpoint, tmp_path_factory.mktemp("batching") / "log", environment) as server:

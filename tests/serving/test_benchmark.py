@@ -39,6 +39,7 @@ def test_three_contenders_make_the_same_picture_and_are_reported(checkpoint: Pat
     assert all(peak["resident_bytes"] > 10 * 2**20 for peak in measured["peaks"])
 
 
+@pytest.mark.long
 def test_the_gateway_is_compared_with_triton_itself(checkpoint: Path, tmp_path: Path) -> None:
     measurements = tmp_path / "report.json"
     options = [f"--checkpoint={checkpoint}", "--repeats=2", "--size=128", "--device=CPU", "--scenario=gateway"]

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import trustme
-from callers import grpc, job_ids
+from callers import change_of, grpc, job_ids
 from PIL import Image
 from serving_server import serve
 
@@ -42,8 +42,16 @@ from tiny_sd_client import (
 )
 
 ASKED: dict[str, Any] = {"seed": 98877465625, "scheduler": "euler_a", "guidance_scale": 4.2, "samples": 2}
-# Seconds of work: long enough to be broken off in the middle.
-LONG: dict[str, Any] = {"num_inference_steps": 100, "scheduler": "Heun", "samples": 2}
+LONG: dict[str, Any] = {
+    "num_inference_steps": 100,
+    "scheduler": "Heun",
+    "samples": 4,
+    "img_width": 1024,
+    "img_height": 1024,
+}
+"""Takes far longer than anything that these tests do to it: it is always broken off."""
+EVALUATIONS = 4 * 199
+"""Of the U-Net, if nobody stops it."""
 
 
 class InThreads:
@@ -111,15 +119,24 @@ def urls(server: LocalServer) -> dict[str, str]:
     return {"grpc": f"grpc://{server.grpc_url}", "http": f"http://{server.http_url}"}
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-async def become(true: Callable[[], bool], seconds: float = 20) -> None:
-    await asyncio.to_thread(wait_until, true, seconds)
+async def become(true: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, true)
+
+
+@contextmanager
+def stopped_early(server: LocalServer) -> Iterator[None]:
+    """The server does not work to the end of what is begun and stopped in the block."""
+    with change_of(server.metrics_url) as change:
+        yield
+        wait_until(lambda: job_ids(server.http_url) == [])
+    assert change["tiny_sd_unet_steps_total:unet"] < EVALUATIONS / 2
 
 
 def test_generate_returns_the_pictures_of_a_plain_call(run: Callable[..., Any], server: LocalServer) -> None:
@@ -168,7 +185,7 @@ def test_a_stream_counts_up_to_the_last_step_and_shows_previews(run: Callable[..
 
 def test_a_job_is_followed_by_its_id_and_gives_its_pictures(run: Callable[..., Any]) -> None:
     async def use(client: Any) -> None:
-        job = client.submit("a red circle", seed=5, num_inference_steps=100)
+        job = client.submit("a red circle", **LONG)
         while not (progress := job.progress()) or progress.step == 0:
             await asyncio.sleep(0.01)
         seen = await client.job(job.id)
@@ -178,9 +195,12 @@ def test_a_job_is_followed_by_its_id_and_gives_its_pictures(run: Callable[..., A
         assert job.id in [each.job_id for each in (await client.status()).jobs]
         with pytest.raises(TimeoutError, match="goes on"):
             await job.result(timeout=0.01)
-        generation = await job.result(timeout=60)
+        await job.cancel()
+
+        job = client.submit("a red circle", seed=5)
+        generation = await job.result(timeout=300)
         assert generation.job_id == job.id
-        assert (job.done(), job.progress().step) == (True, 100)
+        assert (job.done(), job.progress().step) == (True, 20)
         with pytest.raises(UnknownJob) as caught:
             await client.job(job.id)
         assert caught.value.job_id == job.id
@@ -196,7 +216,7 @@ def test_a_job_can_be_cancelled_by_itself_or_by_its_id(run: Callable[..., Any], 
         await client.cancel("other-job")
         for job in (mine, other):
             with pytest.raises(Cancelled):
-                await job.result(timeout=20)
+                await job.result(timeout=300)
             assert job.done()
         await become(lambda: job_ids(server.http_url) == [])
         with pytest.raises(UnknownJob):
@@ -245,10 +265,10 @@ def test_a_timeout_stops_the_work_on_the_server(run: Callable[..., Any], server:
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await client.generate("a red circle", timeout=0.5, **LONG)
-        assert 0.5 <= time.monotonic() - began < 2.5
-        await become(lambda: job_ids(server.http_url) == [], seconds=2)
+        assert time.monotonic() - began >= 0.5
 
-    run(use)
+    with stopped_early(server):
+        run(use)
 
 
 @pytest.mark.parametrize("prompt", ["{}", '"', "\\", "a\nb\tc", "</data>\n\ndata: {}", "ü 猫 🐈 \u2028"])
@@ -266,9 +286,10 @@ def test_a_stream_that_is_left_is_cancelled(run: Callable[..., Any], server: Loc
             async for event in events:
                 if event.step:
                     break
-        await become(lambda: job_ids(server.http_url) == [], seconds=2)
+        await become(lambda: job_ids(server.http_url) == [])  # while the client is still there
 
-    run(use)
+    with stopped_early(server):
+        run(use)
 
 
 def test_a_cancelled_task_is_cancelled_on_the_server(url: str, server: LocalServer) -> None:
@@ -279,9 +300,10 @@ def test_a_cancelled_task_is_cancelled_on_the_server(url: str, server: LocalServ
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await become(lambda: job_ids(server.http_url) == [], seconds=2)
+            await become(lambda: job_ids(server.http_url) == [])
 
-    asyncio.run(use())
+    with stopped_early(server):
+        asyncio.run(use())
 
 
 def test_leaving_many_cancels_those_under_way(run: Callable[..., Any], server: LocalServer) -> None:
@@ -291,13 +313,14 @@ def test_leaving_many_cancels_those_under_way(run: Callable[..., Any], server: L
             break
         await become(lambda: job_ids(server.http_url) == [])
 
-    run(use)
+    with stopped_early(server):
+        run(use)
 
 
-PROGRAM = """
+PROGRAM = f"""
 import sys
 from tiny_sd_client import Client
-Client(sys.argv[1]).generate("a red circle", num_inference_steps=100, scheduler="Heun", samples=2, job_id="victim")
+Client(sys.argv[1]).generate("a red circle", job_id="victim", **{LONG})
 """
 
 
@@ -305,15 +328,15 @@ Client(sys.argv[1]).generate("a red circle", num_inference_steps=100, scheduler=
 def test_a_program_that_ends_is_noticed_by_the_server(end: signal.Signals, url: str, server: LocalServer) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "client")}
     program = subprocess.Popen([sys.executable, "-c", PROGRAM, url], env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until(lambda: job_ids(server.http_url) == ["victim"])
-        program.send_signal(end)
-        _, complaint = program.communicate(timeout=10)
-    finally:
-        program.kill()
-    assert program.returncode == -end
-    assert complaint.endswith("KeyboardInterrupt\n" if end == signal.SIGINT else "")
-    wait_until(lambda: job_ids(server.http_url) == [], seconds=2)
+    with stopped_early(server):
+        try:
+            wait_until(lambda: job_ids(server.http_url) == ["victim"])
+            program.send_signal(end)
+            _, complaint = program.communicate(timeout=60)
+        finally:
+            program.kill()
+        assert program.returncode == -end
+        assert complaint.endswith("KeyboardInterrupt\n" if end == signal.SIGINT else "")
 
 
 # --- encrypted and guarded
@@ -386,7 +409,7 @@ def tls_in_front_of(server: LocalServer, pem: dict[str, Path]) -> Iterator[int]:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     starting = asyncio.start_server(forward, "127.0.0.1", 0, ssl=context)
-    listening = asyncio.run_coroutine_threadsafe(starting, loop).result(10)
+    listening = asyncio.run_coroutine_threadsafe(starting, loop).result(60)
     yield listening.sockets[0].getsockname()[1]
     loop.call_soon_threadsafe(listening.close)
     loop.call_soon_threadsafe(loop.stop)
@@ -424,7 +447,7 @@ def test_a_server_that_wants_a_header_is_not_tried_again_without_it(
         pytest.raises(ServerFault, match=f"{guarded[scheme]}: .*restricted"),
     ):
         client.generate("a red circle")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60, "so long its patience lasts"
 
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
@@ -437,7 +460,7 @@ def test_a_server_that_no_authority_vouches_for_is_not_the_server(
     began = time.monotonic()
     with Client(guarded[scheme], tls=tls) as client, pytest.raises(ServerFault, match=r"(?i)certificate.verify.failed"):
         client.generate("a red circle")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60, "so long its patience lasts"
 
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
@@ -470,13 +493,14 @@ def test_a_server_that_is_not_there_is_named_when_patience_ends(scheme: str) -> 
             began = time.monotonic()
             with pytest.raises(Unavailable, match=url):
                 client.generate("a red circle")
-            assert 1 <= time.monotonic() - began < 4
+            assert 1 <= time.monotonic() - began < 60, "so long patience lasts by default"
+        with Client(url) as client, Client(url, patience=0) as hasty:
             began = time.monotonic()
             with pytest.raises(Unavailable, match=url):
                 client.status()
             with pytest.raises(Unavailable, match=url):
-                next(Client(url, patience=0).stream("a red circle"))
-            assert time.monotonic() - began < 1
+                next(hasty.stream("a red circle"))
+            assert time.monotonic() - began < 60
 
 
 def test_between_calls_no_connection_keeps_a_server_from_stopping(server: LocalServer) -> None:
@@ -485,12 +509,13 @@ def test_between_calls_no_connection_keeps_a_server_from_stopping(server: LocalS
         return sum(bool(each.raddr) and each.raddr.port == server.ports.http for each in everything)
 
     with Client(urls(server)["http"]) as client:
-        job = client.submit("a red circle")
+        job = client.submit("a red circle", **LONG)
         wait_until(lambda: job.progress() is not None)
         assert connections() == 1
-        assert job.result().files
+        job.cancel()
+        assert client.generate("a red circle").files
         assert client.status().ready
-        wait_until(lambda: connections() == 0, seconds=1)
+        wait_until(lambda: connections() == 0)
 
 
 def test_a_server_that_dies_is_noticed_and_one_that_comes_back_makes_the_same_pictures(
@@ -500,32 +525,34 @@ def test_a_server_that_dies_is_noticed_and_one_that_comes_back_makes_the_same_pi
     plain = grpc(server.grpc_url, prompt="a red circle", **wanted)
     mortal = serve(checkpoint, tmp_path / "log", {})
     mortal.start()
-    clients = [Client(url, patience=120) for url in urls(mortal).values()]
+    clients = [Client(url, patience=400) for url in urls(mortal).values()]
     with ThreadPoolExecutor() as pool:
         try:
-            streams = [client.stream("gone", **LONG) for client in clients]
+            # Many, so that those who are patient do not get their pictures before the server dies.
+            streams = [client.stream("gone", **LONG) for client in clients for _ in range(10)]
             assert all(next(stream) for stream in streams)
             patient = [pool.submit(client.generate, "a red circle", **wanted) for client in clients]
-            wait_until(lambda: len(clients[0].jobs()) == 4)
+            wait_until(lambda: len(clients[0].jobs()) == 22)
             mortal.kill()
             began = time.monotonic()
-            for stream, url in zip(streams, urls(mortal).values(), strict=True):
+            for stream, url in zip(streams, [url for url in urls(mortal).values() for _ in range(10)], strict=True):
                 with pytest.raises(Unavailable, match=url):
                     list(stream)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 60, "after so long a silence it would be noticed anyway"
 
             mortal.start()
             for each in patient:
-                assert list(each.result(60).files) == plain.images
+                assert list(each.result(300).files) == plain.images
 
-            streams = [client.stream("too late", **LONG) for client in clients]
+            wanted = {"num_inference_steps": 100, "scheduler": "Heun", "samples": 2}
+            streams = [client.stream("too late", **wanted) for client in clients]
             assert all(next(stream) for stream in streams)
             stopping = pool.submit(mortal.stop)
             for stream in streams:
                 # What the last stages of Triton's ensemble have not begun when it stops is refused by them.
                 with suppress(Unavailable):
                     assert isinstance(list(stream)[-1], Generation)
-            stopping.result(60)
+            stopping.result(120)
             for url in urls(mortal).values():
                 with Client(url, patience=0) as client, pytest.raises(Unavailable, match=url):
                     client.generate("nobody is there")

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,6 @@ from serving_server import SMALL_SIZES, serve
 
 from local_server import LocalServer
 from local_server.install import ROOT
-from local_server.ports import free_ports
 from tiny_sd_client.pictures import read_parameters
 
 LONG = ["a long walk", "--steps", "100", "--scheduler", "Heun", "-n", "4"]
@@ -89,6 +89,23 @@ def wait_until_idle(server: LocalServer) -> None:
     while ids := job_ids(server.http_url):
         assert time.monotonic() < end, f"still in flight: {ids}"
         time.sleep(0.05)
+
+
+@contextmanager
+def slow(server: LocalServer, tiny_sd: Command) -> Iterator[None]:
+    """Long generations are in flight, so many that a step of another one takes half a second and more.
+
+    So it is seen whether somebody waits for a first step or for the last.
+    """
+    many = 28
+    (tiny_sd.folder / "many.txt").write_text("a long walk\n" * many)
+    with tiny_sd.started("generate", "--file", "many.txt", "--concurrency", str(many), *LONG[1:]):
+        end = time.monotonic() + 60
+        while len(job_ids(server.http_url)) < many:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield
+    wait_until_idle(server)
 
 
 @contextmanager
@@ -217,10 +234,8 @@ def test_a_generation_is_listed_and_cancelled_by_its_id(tiny_sd: Command, server
 
 
 def test_a_check_begins_a_picture_and_leaves_nothing_behind(tiny_sd: Command, server: LocalServer) -> None:
-    """Beside a long generation, which makes the check's steps so slow that it is seen whether it waits for the last."""
     with change_of(server.metrics_url) as change:
-        with tiny_sd.started("generate", *LONG, "--size", "1024"):
-            job_in_flight(server)
+        with slow(server, tiny_sd):
             done = tiny_sd("check")
             assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
         wait_until_idle(server)
@@ -232,7 +247,7 @@ def test_a_whole_check_ends_its_picture(tiny_sd: Command, server: LocalServer) -
         done = tiny_sd("check", "--whole")
         assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
     assert change["nv_inference_exec_count_total:text_encoder"] == 1, "no answer from the cache tells anything"
-    assert change["nv_inference_count_total:vae_decoder"] == 1
+    assert change.once("nv_inference_count_total:vae_decoder", 1) == 1
 
 
 def test_a_server_is_drained_when_nothing_is_in_flight(tiny_sd: Command, server: LocalServer) -> None:
@@ -242,7 +257,7 @@ def test_a_server_is_drained_when_nothing_is_in_flight(tiny_sd: Command, server:
         assert (hurried.returncode, json.loads(hurried.stderr)["error"]) == (4, "DeadlineExceeded")
         drained = tiny_sd("drain")
         assert (drained.returncode, drained.stdout, drained.stderr) == (0, "drained\n", "")
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -282,11 +297,13 @@ def test_what_the_server_refuses_has_its_exit_code(
 
 @pytest.mark.parametrize("scheme", ["grpc", "grpcs", "http", "https"])
 def test_a_server_that_is_not_there_is_told_in_one_line(scheme: str, tmp_path: Path) -> None:
-    tiny_sd = Command(tmp_path, f"{scheme}://127.0.0.1:{free_ports().http}")
-    for arguments in (["generate", "a cat", "--patience", "0"], ["status"], ["jobs"], ["cancel", "x"]):
-        done = tiny_sd(*arguments)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-        assert done.stderr.startswith("tiny-sd: ")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        tiny_sd = Command(tmp_path, f"{scheme}://127.0.0.1:{nobody.getsockname()[1]}")
+        for arguments in (["generate", "a cat", "--patience", "0"], ["status"], ["jobs"], ["cancel", "x"]):
+            done = tiny_sd(*arguments)
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+            assert done.stderr.startswith("tiny-sd: ")
 
 
 def test_a_wrong_server_is_told_in_one_line(server: LocalServer, tmp_path: Path) -> None:
@@ -316,7 +333,8 @@ def test_a_check_notices_a_model_that_has_died(checkpoint: Path, tmp_path: Path)
     with serve(checkpoint, tmp_path / "log", SMALL_SIZES) as server:
         tiny_sd = over_grpc(server, tmp_path)
         kill_stub(server, "vae_decoder")
-        assert tiny_sd("check").returncode == 0  # it does not go so far
+        with slow(server, tiny_sd):
+            assert tiny_sd("check").returncode == 0  # it does not go so far
         whole = tiny_sd("check", "--whole")
         assert (whole.returncode, whole.stdout) == (1, "")
         kill_stub(server, "unet")

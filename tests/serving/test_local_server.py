@@ -38,6 +38,7 @@ class TritonPythonModel:
         {initialize}
 
     def execute(self, requests):
+        print("asked", flush=True)
         x = [pb_utils.get_input_tensor_by_name(request, "X").as_numpy() for request in requests]
         time.sleep(float(x[0][0, 0]))
         return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", each)]) for each in x]
@@ -55,7 +56,7 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture
 def local(repository: Path, tmp_path: Path) -> Iterator[LocalServer]:
     """A server that is not started yet; stopped and checked for leftovers at the end."""
-    server = LocalServer(repository=repository, log_path=tmp_path / "triton.log", ready_timeout_s=60)
+    server = LocalServer(repository=repository, log_path=tmp_path / "triton.log", ready_timeout_s=300)
     yield server
     processes = server.process_tree()
     server.stop()
@@ -78,7 +79,7 @@ def ask_echo(url: str, seconds: float) -> list[float]:
 
 def assert_nothing_left(processes: list[psutil.Process], shared_memory: str) -> None:
     """None of the processes runs, and no shared memory is left whose name begins so."""
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     # Where nobody reaps orphans they stay as zombies, which is no fault of ours.
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     assert list(Path("/dev/shm").glob(f"{shared_memory}*")) == []
@@ -91,9 +92,16 @@ class CommandLine:
         self.ports = ports
         self.url = f"127.0.0.1:{ports.http}"
         options = [f"--http-port={ports.http}", f"--grpc-port={ports.grpc}", f"--metrics-port={ports.metrics}"]
-        log = repository.parent / "triton.log"
+        self._log = repository.parent / "triton.log"
         self.process = subprocess.Popen(
-            [sys.executable, "tools/serve.py", f"--model-repository={repository}", f"--log={log}", *options, *more],
+            [
+                sys.executable,
+                "tools/serve.py",
+                f"--model-repository={repository}",
+                f"--log={self._log}",
+                *options,
+                *more,
+            ],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": str(repository.parent)},  # a killed command cannot tidy up
             stdout=subprocess.PIPE,
@@ -110,13 +118,20 @@ class CommandLine:
                 return lines
         pytest.fail(f"no {text!r} in {lines}; stderr: {self.process.stderr.read()}")
 
+    def wait_until_asked(self) -> None:
+        """Until a request has got to its model."""
+        end = time.monotonic() + 60
+        while "asked" not in self._log.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
     def tree(self) -> list[psutil.Process]:
         """Triton and its stubs."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def finish(self) -> tuple[int, str, str]:
         """Exit code, and what was left of stdout and stderr."""
-        stdout, stderr = self.process.communicate(timeout=60)
+        stdout, stderr = self.process.communicate(timeout=120)
         return self.process.returncode, stdout, stderr
 
 
@@ -127,9 +142,9 @@ def test_a_started_server_answers_on_all_three_ports_and_leaves_nothing(local: L
     assert [(each.model, each.state) for each in news] == [("echo", "loading"), ("echo", "ready")]
     assert any("successfully loaded 'echo'" in line for line in lines)
 
-    assert requests.get(f"http://{local.http_url}/v2/health/ready", timeout=5).ok
-    assert "nv_inference_count" in requests.get(f"http://{local.metrics_url}/metrics", timeout=5).text
-    socket.create_connection(local.grpc_url.split(":"), timeout=5).close()
+    assert requests.get(f"http://{local.http_url}/v2/health/ready", timeout=60).ok
+    assert "nv_inference_count" in requests.get(f"http://{local.metrics_url}/metrics", timeout=60).text
+    socket.create_connection(local.grpc_url.split(":"), timeout=60).close()
     assert ask_echo(local.http_url, 0.25) == [0.25]
 
     triton, stub = local.process_tree()
@@ -181,11 +196,11 @@ def test_a_model_that_raises_is_named_with_its_reason(repository: Path, local: L
     assert local.process_tree() == []
 
 
-def test_a_server_that_takes_too_long_is_ended_and_says_what_it_was_loading(repository: Path, tmp_path: Path) -> None:
-    add_model(repository, "slow", "time.sleep(60)")
-    local = LocalServer(repository=repository, log_path=tmp_path / "triton.log", ready_timeout_s=5)
+def test_a_server_that_takes_too_long_is_ended_and_says_what_it_was_loading(tmp_path: Path) -> None:
+    add_model(tmp_path / "models", "slow", "time.sleep(600)")
+    local = LocalServer(repository=tmp_path / "models", log_path=tmp_path / "triton.log", ready_timeout_s=15)
     seen: list[psutil.Process] = []
-    with pytest.raises(NotReady, match=r"not ready after 5 s \(still loading slow\)"):
+    with pytest.raises(NotReady, match=r"not ready after 15 s \(still loading slow\)"):
         local.start(on_line=lambda line: seen.extend(local.process_tree()))
     assert_nothing_left(seen, local.shared_memory_prefix)
 
@@ -207,14 +222,14 @@ def test_a_server_that_dies_while_serving_is_reported(local: LocalServer) -> Non
 def test_the_command_stops_cleanly_after_running_requests(number: int, repository: Path) -> None:
     command = CommandLine(repository, free_ports(), "--", "--id=throw-away")
     assert any("echo" in line and "ready after" in line for line in command.wait_for("Ready"))
-    assert requests.get(f"http://{command.url}/v2", timeout=5).json()["name"] == "throw-away"
+    assert requests.get(f"http://{command.url}/v2", timeout=60).json()["name"] == "throw-away"
     processes = command.tree()
     assert len(processes) == 2
 
     answers: list[list[float]] = []
     running = threading.Thread(target=lambda: answers.append(ask_echo(command.url, 2)))
     running.start()
-    time.sleep(0.5)
+    command.wait_until_asked()
     command.process.send_signal(number)
     code, stdout, stderr = command.finish()
     running.join()
@@ -225,17 +240,15 @@ def test_the_command_stops_cleanly_after_running_requests(number: int, repositor
 
 
 def test_a_second_signal_stops_at_once(repository: Path) -> None:
-    command = CommandLine(repository, free_ports())
+    command = CommandLine(repository, free_ports(), "--exit-timeout=300")  # longer than finish() waits
     command.wait_for("Ready")
     processes = command.tree()
     # A client that stays connected keeps Triton from stopping by itself.
     with socket.create_connection(("127.0.0.1", command.ports.http)):
         command.process.send_signal(signal.SIGINT)
         command.wait_for("Stopping")
-        before = time.monotonic()
         command.process.send_signal(signal.SIGINT)
         code, stdout, _ = command.finish()
-    assert time.monotonic() - before < 25, "it waited for the exit timeout of 30 s"
     assert (code, stdout) == (130, "")
     assert_nothing_left(processes, f"tiny_sd_{command.process.pid}_")
 
