@@ -39,7 +39,8 @@ DROPPED_AFTER_S = 3.0
 _ID = re.compile(r"[!-~]{1,128}")
 _MOST_PREVIEW_STEPS = 100
 _BEAT_S = 1.0
-_LOCK_TIMEOUT_S = 2.0
+# A transaction takes well under a millisecond: only a process that stands still in the middle of one is waited for.
+_LOCK_TIMEOUT_S = 10.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
