@@ -31,7 +31,7 @@ def check(client: Client, timeout: float, *, whole: bool = False) -> None:
 
 
 def _draw(client: Client, timeout: float, *, whole: bool) -> None:
-    # The text encoder's answers are cached, so each check needs a prompt of its own.
+    # The text encoder keeps the embeddings of late prompts, so each check needs one of its own.
     prompt = f"check {secrets.token_hex(8)}"
     step = 0
     try:

@@ -30,7 +30,6 @@ echo $$ >"$state/pid"
 # Streams hold a thread of the Python backend each.
 exec tritonserver \
     --model-repository="$root/model_repository" \
-    --cache-config=local,size=268435456 \
     --backend-config=python,thread-pool-size=256 \
     --exit-timeout-secs=30 \
     --grpc-restricted-protocol="$closed" \

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tiny_sd_engine import checkpoint
@@ -87,10 +86,7 @@ class Pipeline:
 
     def _task(self, parameters: Parameters) -> Task:
         tokens = tokenize(self.tokenizer, parameters.prompt, parameters.negative_prompt)
-        prompt_embeds, negative_embeds = (
-            self.text_encoder.embed(torch.from_numpy(side.ids), torch.from_numpy(side.weights)).flatten(0, 1)
-            for side in (tokens.prompt, tokens.negative_prompt)
-        )
+        (prompt_embeds, negative_embeds), _ = self.text_encoder.encode([tokens.prompt, tokens.negative_prompt])
         return Task(
             prompt_embeds,
             negative_embeds,

@@ -33,6 +33,8 @@ class Settings:
     """Most rows of one U-Net call; None: chosen by the device."""
     evict_after_s: float = 30.0
     """Seconds after which a generation that Triton no longer asks for is dropped."""
+    text_cache_mb: int = 256
+    """MiB for the embeddings of late prompts."""
     threads: int | None = None
     """CPU threads of each stage; None: all cores that the process may use."""
     max_in_flight: int = 32
@@ -57,6 +59,7 @@ class Settings:
             quantum_ms=read.number("TINY_SD_QUANTUM_MS", cls.quantum_ms, at_least=1),
             max_rows=read.count("TINY_SD_MAX_ROWS"),
             evict_after_s=read.number("TINY_SD_EVICT_AFTER_S", cls.evict_after_s, at_least=1),
+            text_cache_mb=read.count("TINY_SD_TEXT_CACHE_MB") or cls.text_cache_mb,
             threads=read.count("TINY_SD_THREADS"),
             max_in_flight=read.count("TINY_SD_MAX_IN_FLIGHT") or cls.max_in_flight,
             jobs_dir=Path(environment.get("TINY_SD_JOBS_DIR") or cls.jobs_dir),

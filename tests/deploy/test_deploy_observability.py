@@ -131,7 +131,7 @@ def test_the_names_of_metrics_are_found_in_expressions() -> None:
         "tiny_sd_jobs_in_flight",
         "tiny_sd_unet_call_rows_bucket",
         "tiny_sd_unet_steps_total",
-        "nv_cache_num_hits_per_model",
+        "tiny_sd_texts_encoded_total",
         "tiny_sd_jobs_refused_total",
         "tiny_sd_jobs_cancelled_total",
         "nv_gpu_utilization",

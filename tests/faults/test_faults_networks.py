@@ -12,9 +12,7 @@ import pytest
 from faulty_repository import LARGE_SEED, NAN_SEED, WIDE, write_faulty_repository
 from matrix import Matrix, Row
 from PIL import Image
-from running_gateway import wait_until
 from serving_server import FP32, SMALL_SIZES
-from supervised import PATIENCE_S
 
 from local_server import LocalServer
 from tiny_sd_client import Client, ServerFault, TinySDError
@@ -30,6 +28,8 @@ def faulty_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     repository = write_faulty_repository(folder / "model_repository")
     with LocalServer(repository=repository, env=environment, log_path=folder / "log") as server:
         yield server
+    log = (folder / "log").read_text()
+    assert "Model 'tiny_sd' (version 1) has" not in log, "the stop waited for a generation that had failed"
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,7 @@ def test_only_whoever_is_at_fault_fails(
         # Calls of several rows round differently.
         assert np.abs(picture - expected).max() <= 3
     with Client(f"grpc://{faulty_server.grpc_url}") as client:
-        # The text encoder does not know whose prompts it has, so whose they were is noticed a little later.
-        wait_until(lambda: not client.jobs(), PATIENCE_S)
+        assert client.jobs() == [], "a place is free before its caller hears"
     matrix.add(Row(fault, "1 ServerFault (whoever was at fault), 3 picture"))
 
 

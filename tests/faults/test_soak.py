@@ -27,7 +27,7 @@ from tiny_sd_client import Client, TinySDError
 
 CALLERS = 8
 WARM_UP = 1000
-"""Requests until pools and caches have their size; the text cache is full after these."""
+"""Requests until pools have their size; the text cache is full after these."""
 REQUESTS = 4000
 SAMPLES = 40
 MOST = 2.0
@@ -35,7 +35,6 @@ MOST = 2.0
 LEAK = 64 * 1024
 """Bytes that the control keeps of each request: 62.5 MiB per 1,000."""
 _MIB = 2**20
-_CACHE = 8 * _MIB
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ TritonPythonModel.execute = _leak(TritonPythonModel.execute)
 
 
 def serve(checkpoint: Path, repository: Path, folder: Path) -> LocalServer:
-    environment = {"TINY_SD_CHECKPOINT": str(checkpoint), **FP32, **SMALL_SIZES}
-    return LocalServer(repository=repository, env=environment, log_path=folder / "log", cache_bytes=_CACHE)
+    environment = {"TINY_SD_CHECKPOINT": str(checkpoint), "TINY_SD_TEXT_CACHE_MB": "8", **FP32, **SMALL_SIZES}
+    return LocalServer(repository=repository, env=environment, log_path=folder / "log")
 
 
 @pytest.mark.long

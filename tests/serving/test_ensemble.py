@@ -132,9 +132,9 @@ def test_emphasis_changes_the_picture_and_escaped_brackets_do_not_count(server: 
     assert picture(r"a \(red\) circle") != picture("a (red) circle")
 
 
-def test_repeated_prompts_come_from_the_response_cache(server: LocalServer) -> None:
-    grpc(server.grpc_url, prompt="cached once", negative_prompt="cached as well")
+def test_repeated_prompts_are_encoded_once(server: LocalServer) -> None:
+    grpc(server.grpc_url, prompt="encoded once", negative_prompt="encoded as well")
     with change_of(server.metrics_url) as change:
-        grpc(server.grpc_url, prompt="cached once", negative_prompt="never seen before")
-    assert change["nv_cache_num_hits_per_model_total:text_encoder"] == 1
-    assert change["nv_cache_num_misses_per_model_total:text_encoder"] == 1
+        grpc(server.grpc_url, prompt="encoded once", negative_prompt="never seen before")
+    assert change["tiny_sd_texts_total:text_encoder"] == 2
+    assert change["tiny_sd_texts_encoded_total:text_encoder"] == 1

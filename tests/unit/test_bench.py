@@ -141,7 +141,7 @@ def test_a_report_is_a_section_of_markdown_and_keeps_every_measurement_for_json(
     }
 
 
-def test_every_request_is_new_to_the_response_cache_and_the_same_for_every_contender() -> None:
+def test_every_request_has_prompts_of_its_own_and_is_the_same_for_every_contender() -> None:
     setup = Setup(Path("unused"), "CPU", "auto", size=64, steps=20)
     assert setup.request(1) == setup.request(1)
     assert setup.request(1).prompt != setup.request(2).prompt

@@ -113,12 +113,11 @@ def test_arguments_that_mean_nothing_are_refused(argv: list[str], capsys: pytest
     assert "error:" in capsys.readouterr().err
 
 
-def test_the_command_line_names_repository_ports_cache_and_timeout(tmp_path: Path) -> None:
+def test_the_command_line_names_repository_ports_and_timeout(tmp_path: Path) -> None:
     server = LocalServer(
         repository=tmp_path,
         ports=Ports(1, 2, 3),
         host="0.0.0.0",
-        cache_bytes=5,
         exit_timeout_s=7,
         extra_args=["--id=x"],
     )
@@ -133,7 +132,6 @@ def test_the_command_line_names_repository_ports_cache_and_timeout(tmp_path: Pat
         "--http-port=1",
         "--grpc-port=2",
         "--metrics-port=3",
-        "--cache-config=local,size=5",
         "--exit-timeout-secs=7",
     } <= set(command)
     assert command[-1] == "--id=x"  # last, so that it wins over ours

@@ -17,6 +17,7 @@ OPTIONAL = [
     "TINY_SD_QUANTUM_MS",
     "TINY_SD_MAX_ROWS",
     "TINY_SD_EVICT_AFTER_S",
+    "TINY_SD_TEXT_CACHE_MB",
     "TINY_SD_THREADS",
     "TINY_SD_MAX_IN_FLIGHT",
     "TINY_SD_JOBS_DIR",
@@ -28,6 +29,7 @@ DEFAULTS = Settings(
     quantum_ms=100.0,
     max_rows=None,
     evict_after_s=30.0,
+    text_cache_mb=256,
     threads=None,
     max_in_flight=32,
     jobs_dir=Path(f"/dev/shm/tiny-sd-jobs-{os.getuid()}"),
@@ -70,12 +72,13 @@ def test_every_variable_is_read() -> None:
         TINY_SD_QUANTUM_MS="2.5",
         TINY_SD_MAX_ROWS="8",
         TINY_SD_EVICT_AFTER_S="1",
+        TINY_SD_TEXT_CACHE_MB="16",
         TINY_SD_THREADS="1",
         TINY_SD_MAX_IN_FLIGHT="5",
         TINY_SD_JOBS_DIR="/run/jobs",
         TINY_SD_SOMETHING_ELSE="ignored",
     )
-    assert settings == Settings(Path("/models/tiny"), "bf16", (256, 512, 768), 2.5, 8, 1.0, 1, 5, Path("/run/jobs"))
+    assert settings == Settings(Path("/models/tiny"), "bf16", (256, 512, 768), 2.5, 8, 1.0, 16, 1, 5, Path("/run/jobs"))
 
 
 def test_the_process_environment_is_read_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +98,9 @@ def test_an_unknown_precision_is_refused_with_all_that_are_known(value: str) -> 
     assert complaint(TINY_SD_PRECISION=value) == f"got {value!r}; allowed: auto, fp32, bf16, fp16"
 
 
-@pytest.mark.parametrize("name", ["TINY_SD_MAX_ROWS", "TINY_SD_THREADS", "TINY_SD_MAX_IN_FLIGHT"])
+@pytest.mark.parametrize(
+    "name", ["TINY_SD_MAX_ROWS", "TINY_SD_TEXT_CACHE_MB", "TINY_SD_THREADS", "TINY_SD_MAX_IN_FLIGHT"]
+)
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "two", "1e3", " 4", "²", "٣"])
 def test_a_count_is_a_whole_number_of_at_least_one(name: str, value: str) -> None:
     assert complaint(**{name: value}) == f"got {value!r}; allowed: a whole number of at least 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -114,6 +115,39 @@ def test_a_window_that_occurs_several_times_is_computed_once(
     assert torch.equal(embeddings[0], embeddings[3])
     assert not torch.equal(embeddings[0], embeddings[1])
     assert not torch.equal(embeddings[0], embeddings[2])
+
+
+def test_a_late_prompt_is_not_encoded_again(checkpoint: Path, encoder: TextEncoder, tokenizer: CLIPTokenizer) -> None:
+    of_one = embed(encoder, windows(tokenizer, "")[0]).nbytes
+    forgetful = TextEncoder(checkpoint, select_device("CPU", precision="fp32"), cache_bytes=2 * of_one)
+
+    def encoded(*prompts: str) -> int:
+        sides = [windows(tokenizer, prompt)[0] for prompt in prompts]
+        embeddings, count = forgetful.encode(sides)
+        for side, ours in zip(sides, embeddings, strict=True):
+            assert torch.equal(ours, embed(encoder, side).flatten(0, 1))
+        return count
+
+    assert encoded("a cat", "a dog", "a cat") == 2
+    assert encoded("a cat", "a dog") == 0
+    assert encoded("a cat", "a (dog:1.2)") == 1, "emphasis makes another text"
+    assert encoded("a cat") == 0
+    assert encoded("a dog") == 1, "there is room for two, and it was asked for longest ago"
+    assert encoded("a long story " * 60) == 1
+    assert encoded("a long story " * 60) == 1, "more than there is room for"
+    assert encoded(*(f"number {i}" for i in range(5)), "a dog") == 5, "what is there is taken before it is pushed out"
+    assert encoded() == 0
+
+
+def test_a_prompt_that_could_not_be_encoded_is_tried_again(
+    checkpoint: Path, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = TextEncoder(checkpoint, select_device("CPU", precision="fp32"))
+    sides = windows(tokenizer, "a cat", "a dog")
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(encoder, "_encode", Mock(side_effect=torch.OutOfMemoryError))
+        encoder.encode(sides)
+    assert encoder.encode(sides)[1] == 2
 
 
 def test_each_window_of_a_long_prompt_is_embedded_by_itself(

@@ -42,7 +42,7 @@ class Setup:
     def request(self, number: int, steps: int | None = None) -> Parameters:
         """The request with this number, the same for all contenders.
 
-        Each has a prompt of its own: one that came before would be answered from Triton's response cache.
+        Each has a prompt of its own: the embeddings of one that came before would be there already.
         """
         values = {
             "prompt": f"a watercolour of a lighthouse at dusk, number {number}",

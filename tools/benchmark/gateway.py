@@ -98,7 +98,7 @@ def overhead(setup: Setup, repeats: int) -> Report:
             say(f"warm-up: {each.name}")
             each.make(setup.request(0))
         for number, each in alternating(contenders, repeats):
-            # The prompt's embeddings are in Triton's cache for the second one, so each has prompts of its own.
+            # The text encoder keeps the prompt's embeddings for the second one, so each has prompts of its own.
             picture = each.make(setup.request(2 * number + (each is gateway)))
             say(f"round {number} of {repeats}: {each.name}: {picture.seconds:.3f} s")
             pictures[each.name].append(picture)

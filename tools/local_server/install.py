@@ -71,7 +71,7 @@ def _wheel(directory: Path) -> Triton:
     assemble_python_home(home, [*_OUR_PACKAGES, *_visible_packages()])
     return Triton(
         server / "bin" / "tritonserver",
-        flags=(f"--backend-directory={backends}", f"--cache-directory={server / 'caches'}"),
+        flags=(f"--backend-directory={backends}",),
         paths={
             # Ours first: any other libpython than the running one's fails on its extension modules (torch).
             "LD_LIBRARY_PATH": (shared_python().parent, package.parent / "nvidia_pytriton.libs"),

@@ -57,7 +57,6 @@ class LocalServer:
         env: Mapping[str, str] | None = None,
         extra_args: Sequence[str] = (),
         log_path: Path | None = None,
-        cache_bytes: int = 256 * 1024 * 1024,
         exit_timeout_s: int = 30,
         ready_timeout_s: float = 600,
     ) -> None:
@@ -67,7 +66,6 @@ class LocalServer:
         self.log_path = log_path or ROOT / ".cache" / "triton" / f"{self.ports.http}.log"
         self._env = dict(env or {})
         self._extra_args = tuple(extra_args)
-        self._cache_bytes = cache_bytes
         self._exit_timeout_s = exit_timeout_s
         self._admin_key = self._env.get(ADMIN_KEY) or os.environ.get(ADMIN_KEY) or secrets.token_hex(16)
         self._ready_timeout_s = ready_timeout_s
@@ -197,7 +195,6 @@ class LocalServer:
             f"--http-port={self.ports.http}",
             f"--grpc-port={self.ports.grpc}",
             f"--metrics-port={self.ports.metrics}",
-            f"--cache-config=local,size={self._cache_bytes}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
             f"--backend-config=python,thread-pool-size={_STREAM_THREADS}",
             f"--exit-timeout-secs={self._exit_timeout_s}",
