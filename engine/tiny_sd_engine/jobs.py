@@ -5,9 +5,9 @@ this board instead: one small SQLite file for each server, on tmpfs. SQLite give
 recovers from one that is killed in the middle of a write; a caller's id is a value in it, never a path.
 
 The first stage admits a job. ``denoising`` and ``decoding`` take it up, keep its entry alive while they work on it, and
-hand it on; whoever answers the request last removes it. Between two stages a job may get lost: Triton drops a request
-whose caller is gone, and a stage that does not know the board may fail one. What is lost looks like what waits, but the
-stage it waits for passes it by, and that is how it is found (:meth:`Board.forget_lost`).
+hand it on; whoever answers the request last removes it. Between two stages a job may get lost, for Triton drops a
+request whose caller is gone. What is lost looks like what waits, but the stage it waits for passes it by, and that is
+how it is found (:meth:`Board.forget_lost`).
 """
 
 from __future__ import annotations
