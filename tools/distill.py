@@ -69,6 +69,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     networks("--no-teacher", dest="taught", action="store_false", help="learn from the pictures alone")
     networks("--fresh", action="store_true", help="start from random weights instead of the teacher's")
+    networks("--start", type=Path, metavar="DIR", help="start from the student that an earlier run made, cut alike")
     networks("--train-text-encoder", action="store_true", help="train it along; with --no-teacher")
     networks("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to make")
 

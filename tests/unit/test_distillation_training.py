@@ -443,6 +443,17 @@ def test_a_student_starts_from_its_teachers_weights_or_from_random_ones(options:
     assert all(torch.equal(fresh[name], again[name]) for name in fresh)
 
 
+def test_a_student_starts_from_an_earlier_one(options: Options, teacher: Path, tmp_path: Path) -> None:
+    train(change(options, ema=0.0))
+    later = change(options, start=options.out, out=tmp_path / "later")
+    begun = load_networks(later).student.state_dict()
+    assert all(torch.equal(begun[name], weight) for name, weight in load_file(options.out / UNET).items())
+    train(later)
+    assert losses(later)[0] != losses(options)[0]
+    with pytest.raises(UnfitOptions, match=f"^start: the U-Net of {teacher} has other blocks than the student$"):
+        load_networks(change(options, start=teacher))
+
+
 def test_a_teacher_is_trained_from_scratch_with_its_text_encoder(options: Options, teacher: Path) -> None:
     options = change(
         options, student="same", taught=False, train_text_encoder=True, precision="bf16", schedule="cosine"
@@ -496,6 +507,8 @@ def test_the_command_trains_what_it_is_told_to(
     ("arguments", "complaint"),
     [
         (["--student", "same"], "add --no-teacher"),
+        (["--student", "tiny", "--fresh", "--start", "/nowhere"], "give one of them"),
+        (["--student", "tiny", "--start", "/nowhere"], "/nowhere: no such folder"),
         (["--student", "tiny", "--train-text-encoder"], "goes with --no-teacher"),
         (["--student", "tiny", "--batch", "0"], "batch is 0; at least 1 is needed"),
         (["--student", "tiny", "--ema", "1"], "ema is 1.0"),

@@ -70,6 +70,8 @@ def load_networks(options: Options) -> Networks:
     if options.fresh:
         torch.manual_seed(options.seed)
         student = UNet2DConditionModel.from_config(student.config).to(memory_format=torch.channels_last)
+    if options.start:
+        student = _same_cut(options.start, student)
     text_encoder = load_text_encoder(folder, _CPU)
     if options.train_text_encoder:
         text_encoder.train().requires_grad_(True)
@@ -85,6 +87,15 @@ def load_networks(options: Options) -> Networks:
         latent_shape=(channels, pixels // factor, pixels // factor),
         pixels=pixels,
     )
+
+
+def _same_cut(folder: Path, cut: UNet2DConditionModel) -> UNet2DConditionModel:
+    inspect(folder)
+    earlier = load_unet(folder, _CPU)
+    ours, theirs = ({name: weight.shape for name, weight in net.state_dict().items()} for net in (cut, earlier))
+    if ours != theirs:
+        raise UnfitOptions(f"start: the U-Net of {folder} has other blocks than the student")
+    return earlier
 
 
 def copy_components(checkpoint: Path, out: Path, *, trained: frozenset[str]) -> None:

@@ -51,6 +51,8 @@ class Options:
     """Off: the student learns from the pictures alone."""
     fresh: bool = False
     """The student starts from random weights instead of the teacher's."""
+    start: Path | None = None
+    """Diffusers folder with a student of the same cut, whose weights are the first ones."""
     train_text_encoder: bool = False
     caption_dropout: float = 0.1
     """Share of the captions replaced by the empty one, so that guidance has something to compare with."""
@@ -75,6 +77,8 @@ class Options:
             raise UnfitOptions(f"caption-dropout is {self.caption_dropout}; it must lie in 0 to 1")
         if self.learning_rate <= 0 or self.clip <= 0:
             raise UnfitOptions("lr and clip must be greater than 0")
+        if self.fresh and self.start:
+            raise UnfitOptions("fresh is a start from nothing, and start one from a folder; give one of them")
         if self.taught and self.student == "same":
             raise UnfitOptions("a student that is the same as its teacher learns nothing from it; add --no-teacher")
         if self.taught and self.train_text_encoder:
