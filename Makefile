@@ -19,7 +19,7 @@ gateway: setup ## Triton, and the REST API and the playground in front of it; op
 load-test: setup ## half a minute of Locust against Triton and the gateway; options: make load-test ARGS="-- --rate 2"
 	$(BIN)/python tools/load_test.py $(ARGS)
 
-test: setup ## all tests, on a real Triton, real databases and a real browser; options: make test ARGS="-k stream"
+test: setup ## the tests, on a real Triton, real databases and a real browser, but for the longest; options: make test ARGS="-k stream"
 	tests/packages.sh
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
