@@ -250,12 +250,21 @@ class AsyncClient:
                         admitted = True
                         yield event
                 return
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._closed and task and not task.cancelling():  # gRPC's word for a channel that was closed
+                    raise _closed() from None
+                raise
             except TinySDError as error:
+                if self._closed:
+                    raise _closed() from error
                 if admitted and not start_over:
                     raise
                 wait = attempts.wait_after(error, began, admitted=admitted)
                 _log.info("%s; trying again in %.1f s", error, wait)
             await asyncio.sleep(wait)
+            if self._closed:
+                raise _closed()
 
     async def _attempt(self, order: _Order, attempts: Attempts) -> AsyncGenerator[Progress | Generation, None]:
         transport, url = self._connected(), self._address.url
@@ -291,6 +300,8 @@ class AsyncClient:
             raise Unavailable(f"{self._address.url}: said nothing for {_SILENCE_S:g} s") from None
 
     async def _ask_jobs(self, action: str, job_id: str | None = None) -> Outputs:
+        if job_id and not job_id.isascii():  # no id is such, and not all such text can be sent
+            raise UnknownJob("no generation in flight has this id; ids are of ASCII characters", job_id)
         inputs = {"action": action} if job_id is None else {"action": action, "job_id": job_id}
         try:
             return await self._answer(self._connected().call(_wire.JOBS_MODEL, inputs))
@@ -365,6 +376,10 @@ async def _followed(
             generation = event
     assert generation, "events end with a generation or an error"
     return generation
+
+
+def _closed() -> Cancelled:
+    return Cancelled("the client was closed")
 
 
 class _Late(Exception):

@@ -73,7 +73,7 @@ class GrpcTransport:
     async def call(self, model: str, inputs: Inputs) -> Outputs:
         """Ask ``model`` for one answer."""
         try:
-            return _outputs(await self._stub.ModelInfer(_request(model, inputs), metadata=self._metadata))
+            return self._outputs(await self._stub.ModelInfer(_request(model, inputs), metadata=self._metadata))
         except grpc.aio.AioRpcError as error:
             raise self._fault(error) from None
 
@@ -92,7 +92,7 @@ class GrpcTransport:
                 if answer.error_message:
                     failure = fault(answer.error_message, self._url)  # the last answer; the stream ends by itself
                 else:
-                    yield _outputs(answer.infer_response)
+                    yield self._outputs(answer.infer_response)
         except grpc.aio.AioRpcError as error:
             raise failure or self._fault(error) from None
         finally:
@@ -113,6 +113,13 @@ class GrpcTransport:
         """Cancel what is under way and close the channel."""
         await self._channel.close()
 
+    def _outputs(self, response: Any) -> Outputs:
+        try:
+            result = InferResult(response)
+            return {output.name: result.as_numpy(output.name).ravel().tolist() for output in response.outputs}
+        except (AttributeError, TypeError, ValueError) as error:  # of tensors that are none
+            raise ServerFault(f"{self._url}: answers, but not as Triton does: {error}") from error
+
     def _fault(self, error: grpc.aio.AioRpcError) -> TinySDError:
         message = error.details() or f"gRPC status {error.code().name}"
         suspect = Unavailable if _LOST.search(message) else _SUSPECTS.get(error.code(), ServerFault)
@@ -126,11 +133,6 @@ def _request(model: str, inputs: Inputs, request_id: str = "") -> Any:
         contents = getattr(tensor.contents, _CONTENTS[tensor.datatype])
         contents.append(value.encode() if isinstance(value, str) else value)
     return request
-
-
-def _outputs(response: Any) -> Outputs:
-    result = InferResult(response)
-    return {output.name: result.as_numpy(output.name).ravel().tolist() for output in response.outputs}
 
 
 def _credentials(tls: TLS) -> grpc.ChannelCredentials:

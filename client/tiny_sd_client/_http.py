@@ -94,7 +94,7 @@ class HttpTransport:
     def _parsed(self, text: str) -> dict[str, Any]:
         try:
             answer = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise ServerFault(f"{self._url}: answers, but not as Triton does: {text[:200]!r}")
@@ -104,8 +104,10 @@ class HttpTransport:
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except httpx2.SSEError as error:  # a page where events should be
+        except (httpx2.SSEError, httpx2.DecodingError) as error:  # a page where events should be, say
             raise ServerFault(f"{self._url}: answers, but not as Triton does: {error}") from error
+        except httpx2.InvalidURL as error:  # a host that no name service can be asked for
+            raise ServerFault(f"{self._url}: {error}") from error
         except httpx2.TransportError as error:
             raise unreachable(str(error) or type(error).__name__, self._url) from error
 

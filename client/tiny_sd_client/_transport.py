@@ -110,6 +110,8 @@ def address(url: str, headers: Mapping[str, str] | None, tls: TLS | None) -> Add
     if tls and parts.scheme in ("grpc", "http"):
         raise ValueError(f"TLS: {url!r} is not encrypted; allowed: grpcs:// and https://")
     for name, value in (headers or {}).items():
+        if parts.scheme.startswith("grpc") and name.lower().endswith("-bin"):
+            raise ValueError(f"headers: cannot send {name!r}; gRPC keeps names that end in -bin for bytes")
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             # The value stays out of the message: it may be a key.
             raise ValueError(f"headers: cannot send {name!r}; allowed: names of letters, digits and -_., ASCII values")

@@ -37,6 +37,7 @@ DATATYPES = {
 """Triton's datatype of each input of the two models."""
 
 _JOB_ID = re.compile(r"[!-~]{1,128}")
+_LONGEST_TIMEOUT_S = 1e12  # its microseconds travel in 64 bits
 
 
 def resolved(values: Mapping[str, object]) -> Parameters:
@@ -56,8 +57,8 @@ def checked_job_id(job_id: str | None) -> str | None:
 
 
 def checked_timeout(timeout: float | None) -> float | None:
-    """``timeout`` itself. Raises InvalidParameter unless it is None or a number of seconds above 0."""
-    if timeout is not None and not 0 < timeout < float("inf"):
+    """``timeout`` itself. Raises InvalidParameter unless it is None or a number of seconds above 0, 1e12 at most."""
+    if timeout is not None and not 0 < timeout <= _LONGEST_TIMEOUT_S:
         raise InvalidParameter("timeout", f"got {timeout!r}; allowed: seconds above 0, or None for no bound")
     return timeout
 
@@ -134,5 +135,5 @@ def _text(value: bytes | str) -> str:
 def _understanding(url: str) -> Iterator[None]:
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ServerFault(f"{url}: an answer of the server makes no sense ({error!r})") from error

@@ -8,10 +8,11 @@ from contextlib import closing
 
 from tiny_sd_client._client import Client
 from tiny_sd_client.errors import Busy, DeadlineExceeded
-from tiny_sd_client.results import Progress
+from tiny_sd_client.results import Progress, Stage
 
 _LOOK_S = 0.5
 _STEPS = 20
+_FULL = "the server is full, and no generation gets on"
 
 
 def check(client: Client, timeout: float, *, whole: bool = False) -> None:
@@ -24,10 +25,17 @@ def check(client: Client, timeout: float, *, whole: bool = False) -> None:
     late.
     """
     deadline = time.monotonic() + timeout
-    try:
-        _draw(client, timeout, whole=whole)
-    except Busy:
-        _see_it_move(client, deadline)
+    left = timeout
+    while left > 0:
+        try:
+            _draw(client, left, whole=whole)
+        except Busy as full:
+            if _gets_on(client, full.limit, deadline):
+                return
+        else:
+            return
+        left = deadline - time.monotonic()
+    raise DeadlineExceeded(_FULL)
 
 
 def _draw(client: Client, timeout: float, *, whole: bool) -> None:
@@ -46,10 +54,20 @@ def _draw(client: Client, timeout: float, *, whole: bool) -> None:
             raise
 
 
-def _see_it_move(client: Client, deadline: float) -> None:
-    """Look at the jobs of a full server until one gets on, or a new one has come."""
-    before = {(job.job_id, job.stage, job.step) for job in client.jobs()}
-    while {(job.job_id, job.stage, job.step) for job in client.jobs()} <= before:
+def _gets_on(client: Client, limit: int, deadline: float) -> bool:
+    """Look at the jobs of a full server until one gets on, or a new one has come; or until there is room: False then.
+
+    Those that are gone prove nothing: they may have ended, or been lost.
+    """
+    before = _seen(client)
+    while (now := _seen(client)) <= before:
+        if len(now) < limit:
+            return False
         if time.monotonic() > deadline:
-            raise DeadlineExceeded("the server is full, and no generation gets on")
+            raise DeadlineExceeded(_FULL)
         time.sleep(_LOOK_S)
+    return True
+
+
+def _seen(client: Client) -> set[tuple[str, Stage, int]]:
+    return {(job.job_id, job.stage, job.step) for job in client.jobs()}

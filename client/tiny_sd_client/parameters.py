@@ -194,7 +194,8 @@ def allowed_values(parameter: str, sizes: Iterable[int] | None = DOCUMENTED_SIZE
 
 
 def _in_callers_words(error: ErrorDetails, sizes: Iterable[int] | None) -> InvalidParameter:
-    name = str(error["loc"][0])
+    # A name that UTF-8 cannot hold is where pydantic says nothing of the place.
+    name = str(error["loc"][0]) if error["loc"] else ascii(error["input"])
     if name not in Parameters.model_fields:
         return InvalidParameter(name[:64], f"unknown parameter; allowed: {', '.join(Parameters.model_fields)}")
     allowed = allowed_values(name, sizes)

@@ -287,8 +287,8 @@ class Denoiser:
                 if time.monotonic() >= start + quantum_s:
                     break
             for job in jobs:
-                if job.finished and job.error is None and not job.is_finite():
-                    job.error = EngineError("the denoiser failed: the latents are not finite")
+                if job.finished and job.error is None:
+                    _check(job)
             self._device.synchronize()
             self._last_run = time.monotonic()
             self._runs += 1
@@ -356,12 +356,14 @@ class Denoiser:
 
     def _advance(self, images: Sequence[Image]) -> None:
         """Take each image one step on, in one call. If that fails, each gets a call of its own: one may be at fault."""
+        predictions: list[torch.Tensor] = []
         try:
             predictions = self._predict(images)
         except Exception as error:  # a failed call must not take down the jobs that had no part in it
             log.exception("a U-Net call of %d images failed", len(images))
             if len(images) == 1:
                 _fail(images[0].job, error)
+        if not predictions:  # only now is the error gone, whose traceback holds the memory of the failed call
             for image in images if len(images) > 1 else ():
                 if not image.job.ended:
                     self._advance([image])
@@ -400,9 +402,19 @@ class Denoiser:
             self._observer.jobs_in_flight(len(self._jobs))
 
 
+def _check(job: Job) -> None:
+    """Fail a finished job that has no picture."""
+    try:
+        if not job.is_finite():
+            job.error = EngineError("the denoiser failed: the latents are not finite")
+    except Exception as error:  # the memory for looking may be missing, too
+        log.exception("latents could not be checked")
+        _fail(job, error)
+
+
 def _fail(job: Job, error: Exception) -> None:
     job.error = EngineError(f"the denoiser failed: {type(error).__name__}")
-    job.error.__cause__ = error
+    job.error.__cause__ = error.with_traceback(None)  # which holds the memory of the failed call, and is in the log
 
 
 def _shape(image: Image) -> tuple[torch.Size, int]:

@@ -78,10 +78,14 @@ class Pipeline:
     def generate_together(self, many: Sequence[Parameters]) -> list[Generation]:
         """Make the pictures of several requests in flight together, as the server does under load."""
         many = [parameters.resolved() for parameters in many]
-        jobs = [self.denoiser.job(key, partial(self._task, parameters)) for key, parameters in enumerate(many)]
-        self.denoiser.run_to_end(jobs)
-        for key in range(len(jobs)):
-            self.denoiser.remove(key)
+        keys = [object() for _ in many]
+        try:
+            each = zip(keys, many, strict=True)
+            jobs = [self.denoiser.job(key, partial(self._task, parameters)) for key, parameters in each]
+            self.denoiser.run_to_end(jobs)
+        finally:  # also when one is refused, or the caller interrupts
+            for key in keys:
+                self.denoiser.remove(key)
         return [self._finish(parameters, job) for parameters, job in zip(many, jobs, strict=True)]
 
     def _task(self, parameters: Parameters) -> Task:

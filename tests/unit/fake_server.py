@@ -12,7 +12,7 @@ from typing import Any
 from tiny_sd_client._transport import Inputs, Outputs
 
 FOREVER = "wait until broken off"
-Step = Outputs | Exception | float | threading.Event | str
+Step = Outputs | BaseException | float | threading.Event | str
 """What happens next in an attempt: an event, an error, seconds of silence, a gate that a test opens, or FOREVER."""
 
 
@@ -95,7 +95,7 @@ class FakeServer:
             if prompt in self.failing:
                 steps = [*steps[:1], self.failing[prompt]]
             for step in steps:
-                if isinstance(step, Exception):
+                if isinstance(step, BaseException):
                     raise step
                 if isinstance(step, float):
                     await asyncio.sleep(step)

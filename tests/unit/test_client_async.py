@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -120,6 +122,7 @@ def test_a_wrong_parameter_costs_no_round_trip(server: FakeServer) -> None:
         ("img_width", {"img_width": 0}),
         ("timeout", {"timeout": 0}),
         ("timeout", {"timeout": float("nan")}),
+        ("timeout", {"timeout": sys.maxsize}),
         ("job_id", {"job_id": "two words"}),
         ("job_id", {"job_id": ""}),
         ("job_id", {"job_id": "x" * 129}),
@@ -185,8 +188,10 @@ def test_what_travels_as_base64_is_decoded(server: FakeServer) -> None:
         event() | {"stage": [b"napping"]},
         event() | {"step": ["many"]},
         event() | {"step": []},
+        event() | {"step": [float("inf")]},
         event("done", 20),
         event("done", 20, image=[b"x"], seeds=[1], parameters=[b"{"]),
+        event("done", 20, image=[b"x"], seeds=[1], parameters=[b"[" * 100_000]),
         event("done", 20, image=[b"x"], seeds=[1], parameters=[b'{"prompt": "x", "from_the_future": 1}']),
         event(job_id="two") | {"job_id": [b"one", b"two"]},
     ],
@@ -531,6 +536,43 @@ def test_closing_a_client_cancels_its_jobs(server: FakeServer) -> None:
     asyncio.run(use())
 
 
+@pytest.mark.parametrize("meanwhile", [asyncio.CancelledError(), LOST, BUSY], ids=["gRPC", "HTTP", "busy"])
+def test_what_is_under_way_when_a_client_is_closed_ends_as_cancelled(
+    meanwhile: BaseException, server: FakeServer
+) -> None:
+    """The task of the caller is not: nobody has cancelled that."""
+    gate = threading.Event()
+    server.attempts = [[gate, meanwhile]]
+
+    async def use() -> None:
+        client = AsyncClient()
+        generation = asyncio.create_task(client.generate("a cat"))
+        while not server.asked:
+            await asyncio.sleep(0.01)
+        await client.close()
+        gate.set()
+        with pytest.raises(Cancelled, match="the client was closed"):
+            await generation
+        assert len(server.asked) == 1
+
+    asyncio.run(use())
+
+
+def test_closing_a_client_ends_the_waiting_for_a_busy_server(server: FakeServer) -> None:
+    server.attempts = [[Busy("come back in 50 s", retry_after=50.0)]]
+
+    async def use() -> None:
+        client = AsyncClient()
+        generation = asyncio.create_task(client.generate("a cat"))
+        while not server.asked:
+            await asyncio.sleep(0.01)
+        await client.close()
+        with pytest.raises(Cancelled, match="the client was closed"):
+            await generation
+
+    asyncio.run(use())
+
+
 # --- many
 
 
@@ -650,6 +692,15 @@ def test_the_board_is_read(server: FakeServer) -> None:
     assert [call for call in server.calls if call[1]["action"] != "list"] == [
         ("jobs", {"action": "status", "job_id": "one"})
     ]
+
+
+@pytest.mark.parametrize("job_id", ["é", "\udcff"])
+def test_no_server_is_asked_for_a_job_that_cannot_be(job_id: str, server: FakeServer) -> None:
+    for ask in (AsyncClient.job, AsyncClient.cancel):
+        with pytest.raises(UnknownJob) as caught:
+            run(lambda client, ask=ask: ask(client, job_id))
+        assert caught.value.job_id == job_id
+    assert server.calls == []
 
 
 def test_a_job_that_nobody_knows_is_named_by_the_error(server: FakeServer) -> None:

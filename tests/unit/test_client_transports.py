@@ -190,6 +190,17 @@ def test_grpc_reads_tensors_as_plain_values() -> None:
     assert type(outputs[0]["seeds"][0]) is int
 
 
+def test_grpc_answers_that_make_no_sense_are_a_fault_of_the_server() -> None:
+    answer = response(step=("INT32", [1, 2]))
+    answer.raw_output_contents[0] = b"abc"
+
+    async def use(transport: Transport, _: FakeTriton) -> None:
+        with pytest.raises(ServerFault, match="not as Triton does"):
+            await collect(transport)
+
+    with_grpc(use, answer)
+
+
 def test_grpc_takes_messages_of_any_size() -> None:
     picture = bytes(12_000_000)
     outputs, _ = with_grpc(lambda transport, _: collect(transport), response(image=("BYTES", [picture])))
@@ -397,6 +408,8 @@ FAULTS: list[tuple[Page, type[TinySDError]]] = [
     (Page("200 OK", "text/html", [b"<html>a page</html>"]), ServerFault),
     (Page("200 OK", "text/event-stream", [b"data: {]\n\n"]), ServerFault),
     (Page("200 OK", "text/event-stream", [b"data: [1]\n\n"]), ServerFault),
+    (Page("200 OK", "text/event-stream\r\nContent-Encoding: gzip", [b"data: {}\n\n"]), ServerFault),
+    (Page("200 OK", "text/event-stream", [b"data: " + b"[" * 100_000 + b"\n\n"]), ServerFault),
     (Page("200 OK", "text/event-stream", [b'data: {"step": 1}\n\n', b"lost"]), Unavailable),
 ]
 
@@ -460,6 +473,17 @@ def test_http_asks_for_the_state_of_the_server() -> None:
     state, fake = with_http(lambda transport, _: transport.status(), document({"name": "triton", "version": "2.51.0"}))
     assert state == (True, "2.51.0")
     assert [request[0] for request in fake.requests] == ["GET /v2/health/ready HTTP/1.1", "GET /v2 HTTP/1.1"]
+
+
+@pytest.mark.parametrize("host", ["\u2603", "there\x01"])
+def test_http_refuses_a_host_that_cannot_be(host: str) -> None:
+    async def use() -> None:
+        async with connected(f"http://{host}") as transport:
+            for ask in (transport.status(), transport.call("jobs", {"action": "list"}), collect(transport)):
+                with pytest.raises(ServerFault, match="Invalid"):
+                    await ask
+
+    asyncio.run(use())
 
 
 def test_http_names_the_server_that_does_not_answer() -> None:

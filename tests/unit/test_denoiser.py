@@ -8,6 +8,7 @@ import math
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -174,6 +175,17 @@ def test_image_i_of_several_is_the_image_of_seed_plus_i(pipeline: Pipeline, sche
     for i, image in enumerate(generation.images):
         single = several.model_copy(update={"samples": 1, "seed": 41 + i})
         assert pipeline.generate(single).images == [image]
+
+
+def test_what_a_refused_request_leaves_undone_does_not_become_the_picture_of_the_next(pipeline: Pipeline) -> None:
+    size = {"img_width": 64, "img_height": 64}
+    first, second = (parse({"prompt": prompt, "seed": 1, **size}, (64,)) for prompt in ("a cat", "a dog"))
+    expected = pipeline.generate(second).images
+    too_long = first.model_copy(update={"prompt": "a " * 1990})
+    with pytest.raises(InvalidInput):
+        pipeline.generate_together([first, too_long])
+    assert pipeline.denoiser.jobs() == []
+    assert pipeline.generate(second).images == expected
 
 
 def test_requests_that_share_calls_get_the_pictures_they_get_alone(checkpoint: Path, cpu: Device) -> None:
@@ -537,6 +549,43 @@ def test_latents_that_hold_no_picture_are_an_error(
     assert type(broken.error) is EngineError
     assert str(broken.error) == "the denoiser failed: the latents are not finite"
     torch.testing.assert_close(neighbour.latents(), alone(loaded, task), rtol=0, atol=0.005)
+
+
+def test_latents_that_cannot_be_looked_at_are_an_error_of_that_job_alone(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guilty, neighbour = admit(denoiser, *(a_task(num_inference_steps=2, seeds=[seed]) for seed in (1, 2)))
+    monkeypatch.setattr(guilty, "is_finite", lambda: 1 / 0)
+    denoiser.run_to_end([guilty, neighbour])
+    assert str(guilty.error) == "the denoiser failed: ZeroDivisionError"
+    assert neighbour.error is None
+    assert neighbour.finished
+
+
+def test_a_failed_call_holds_no_memory_while_its_images_get_calls_of_their_own(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = denoiser._unet.conv_out
+    compute = last.forward
+    activations: list[weakref.ref[torch.Tensor]] = []
+
+    def out_of_memory(rows: torch.Tensor) -> torch.Tensor:
+        assert all(held() is None for held in activations)
+        if len(rows) > 2 or not activations:
+            activations.append(weakref.ref(rows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(rows)
+
+    monkeypatch.setattr(last, "forward", out_of_memory)
+    monkeypatch.setattr("tiny_sd_engine.denoiser.log.disabled", True)  # pytest keeps all records, with their tracebacks
+    jobs = admit(denoiser, a_task(seeds=[1]), a_task(seeds=[2]))
+    denoiser.run(jobs, 0.0)
+    assert [job.error for job in jobs] == [None, None]
+    assert len(activations) == 1
+    activations.clear()
+    denoiser.run(jobs[:1], 0.0)
+    assert isinstance(jobs[0].error, EngineError)
+    assert activations[0]() is None, "nor does the job's error"
 
 
 def test_the_denoiser_works_on_after_a_failure(denoiser: Denoiser, loaded: Denoiser) -> None:

@@ -214,6 +214,13 @@ def test_an_unknown_name_is_refused_with_all_that_are_known(name: str) -> None:
     assert str(caught.value) == f"{name[:64]}: unknown parameter; allowed: {', '.join(['prompt', *DEFAULTS])}"
 
 
+@pytest.mark.parametrize("values", [{"\ud800": 1}, {"prompt": "a cat", "\ud800": 1}])
+def test_an_unknown_name_that_is_no_text_is_refused_in_text(values: dict[str, object]) -> None:
+    with pytest.raises(InvalidParameter, match="unknown parameter; allowed: prompt, ") as caught:
+        parse(values)
+    assert caught.value.parameter == r"'\ud800'"
+
+
 @pytest.mark.parametrize("side", ["img_width", "img_height"])
 def test_the_documented_sizes_are_allowed_independently(side: str) -> None:
     assert DOCUMENTED_SIZES == (512, 768, 1024)

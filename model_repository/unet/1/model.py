@@ -87,8 +87,15 @@ class TritonPythonModel:
             every = job.task.preview_every
             if every and not job.ended and job.step // every > job.previewed_step // every:
                 job.previewed_step = job.step
-                files = [base64.b64encode(self._previewer.preview(image)).decode() for image in job.estimate()]
-                self._board.show(job.task.job_id, Preview(job.step, tuple(files)))
+                self._show(job)
+
+    def _show(self, job: Job) -> None:
+        try:
+            files = [base64.b64encode(self._previewer.preview(image)).decode() for image in job.estimate()]
+        except Exception as error:  # no preview is worth the pictures of the whole batch
+            pb_utils.Logger.log_warn(f"unet: no preview: {error!r}")
+        else:
+            self._board.show(job.task.job_id, Preview(job.step, tuple(files)))
 
     def _answer(self, key: object, request: Any, answer: Any) -> Any:
         if isinstance(answer, Job) and not answer.ended:
@@ -104,8 +111,8 @@ class TritonPythonModel:
 
     def _evict(self, older_than_s: float) -> None:
         while not self._stopping.wait(older_than_s / 4):
-            self._board.remove([job.task.job_id for job in self._denoiser.evict(older_than_s)])
-            self._board.forget_lost()
+            self._denoiser.evict(older_than_s)
+            self._board.forget_lost()  # not the evicted by their ids, which others may have by now
 
 
 def _task(request: Any) -> Task:

@@ -48,6 +48,8 @@ class TritonPythonModel:
         except Exception as error:  # nothing raises out of execute
             if len(requests) == 1:
                 return [_failure(error)]
+            pixels = None
+        if pixels is None:  # only now is the error gone, whose traceback holds the memory of the failed call
             return [answer for request in requests for answer in self._decode([request])]
         return [_respond(request, [next(pixels) for _ in own]) for request, own in zip(requests, latents, strict=True)]
 
