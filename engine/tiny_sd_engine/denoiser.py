@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -58,12 +59,21 @@ class Image:
     """One picture on its way from noise to latents."""
 
     def __init__(self, job: Job, seed: int, shape: tuple[int, int, int], device: torch.device) -> None:
-        self.job = job
+        self._job = weakref.ref(
+            job
+        )  # the job has the images; the other way round, too, its memory waited for a collector
         self.evaluation = 0
         self._shape = shape
         self._generator = torch.Generator().manual_seed(seed)
         self._history = torch.zeros(HISTORY, *shape, device=device)
         self._history[latents_slot(0)] = self._noise() * job.schedule.initial_scale
+
+    @property
+    def job(self) -> Job:
+        """Whose picture this is; it outlives the picture."""
+        job = self._job()
+        assert job is not None
+        return job
 
     @property
     def latents(self) -> torch.Tensor:
@@ -289,7 +299,7 @@ class Denoiser:
             for job in jobs:
                 if job.finished and job.error is None:
                     _check(job)
-            self._device.synchronize()
+            self._synchronize(jobs)
             self._last_run = time.monotonic()
             self._runs += 1
             for job in jobs:
@@ -377,6 +387,15 @@ class Denoiser:
         if self._observer:
             rows = sum(image.job.rows for image in images)
             self._observer.unet_call(rows, len(images))
+
+    def _synchronize(self, jobs: Iterable[Job]) -> None:
+        """Wait for the device. If it tells of a failure as late as this, no job of the run has a picture."""
+        try:
+            self._device.synchronize()
+        except Exception as error:
+            log.exception("the device failed")
+            for job in jobs:
+                _fail(job, error)
 
     def _predict(self, images: Sequence[Image]) -> list[torch.Tensor]:
         """One U-Net call. Returns the guided prediction of each image, [channels, h, w] float32."""

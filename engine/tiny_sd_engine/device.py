@@ -37,9 +37,9 @@ class Device:
         return 16 if self.mixes_requests else 1
 
     @property
-    def images_per_decode(self) -> int:
-        """Images of one VAE call; the VAE's activations are the largest of the pipeline."""
-        return 4 if self.mixes_requests else 1
+    def pixels_per_decode(self) -> int:
+        """Pixels of one VAE call of several images; the VAE's activations are the largest of the pipeline."""
+        return 4 * 512 * 512 if self.mixes_requests else 1
 
     @property
     def windows_per_encode(self) -> int:

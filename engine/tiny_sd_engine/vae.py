@@ -33,8 +33,8 @@ class VaeDecoder:
         for index, image in enumerate(latents):
             by_shape[image.shape].append(index)
         pixels: dict[int, NDArray[np.uint8]] = {}
-        for indices in by_shape.values():
-            most = self._device.images_per_decode
+        for (_, height, width), indices in by_shape.items():
+            most = max(1, self._device.pixels_per_decode // (height * width * self._pixels_per_latent**2))
             for start in range(0, len(indices), most):
                 call = indices[start : start + most]
                 pixels.update(zip(call, self._call(torch.stack([latents[index] for index in call])), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import math
 import random
@@ -586,6 +587,35 @@ def test_a_failed_call_holds_no_memory_while_its_images_get_calls_of_their_own(
     denoiser.run(jobs[:1], 0.0)
     assert isinstance(jobs[0].error, EngineError)
     assert activations[0]() is None, "nor does the job's error"
+
+
+def test_a_job_that_is_removed_leaves_its_memory_at_once(denoiser: Denoiser) -> None:
+    """The memory of a GPU cannot wait until Python looks for cycles, which many small objects bring about, not a few
+    large ones."""
+    admit(denoiser, a_task())
+    denoiser.run(denoiser.jobs(), 0.0)
+    history = weakref.ref(denoiser.jobs()[0].images[0]._history)
+    gc.disable()
+    try:
+        denoiser.remove(0)
+        assert history() is None
+    finally:
+        gc.enable()
+
+
+def test_a_failure_that_the_device_tells_of_late_fails_the_jobs_of_the_run_alone(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_device: Device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    first, second = admit(denoiser, a_task(), a_task(seeds=[6]))
+    with monkeypatch.context() as patched:
+        patched.setattr(Device, "synchronize", fail)
+        denoiser.run([first], 0.0)
+    assert isinstance(first.error, EngineError)
+    denoiser.run_to_end([second])
+    assert second.error is None
 
 
 def test_the_denoiser_works_on_after_a_failure(denoiser: Denoiser, loaded: Denoiser) -> None:

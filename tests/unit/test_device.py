@@ -107,9 +107,9 @@ def test_this_torch_knows_the_capabilities_that_are_asked_for() -> None:
 
 def test_a_gpu_shares_calls_and_a_cpu_does_not() -> None:
     assert GPU.mixes_requests
-    assert min(GPU.unet_rows, GPU.images_per_decode, GPU.windows_per_encode) > 1
+    assert min(GPU.unet_rows, GPU.pixels_per_decode, GPU.windows_per_encode) > 1
     assert not CPU.mixes_requests
-    assert (CPU.unet_rows, CPU.images_per_decode, CPU.windows_per_encode) == (1, 1, 1)
+    assert (CPU.unet_rows, CPU.pixels_per_decode, CPU.windows_per_encode) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
