@@ -48,7 +48,10 @@ _HALVES = (((1.0, -1.0), (1.0, -1.0)), ((1.0, 1.0), (-1.0, -1.0)))
 """Of a patch's quarters: left against right, top against bottom."""
 _LARGE, _FAR = 100.0, 20.0
 _NOISE = 0.05
-"""Deviation of the latents' distribution, whose means have deviation 1: no U-Net predicts them exactly."""
+"""Deviation of the latents' distribution, whose means have deviation 1."""
+_MUCH_NOISE = 0.25
+_CONTRAST = (0.9, 1.3)
+"""The decoder is to make clean pictures of latents that are a little off, too: noisy, or exaggerated by guidance."""
 _HALVES_DEVIATION = 0.4
 """Their means' own: they are zero but at edges, where they would be huge else."""
 _MEASURED = 400
@@ -116,14 +119,17 @@ def _batch(plan: Plan, step: int) -> Tensor:
     chance = np.random.default_rng([plan.seed, step])
     size = int(chance.choice(list(plan.sizes), p=list(plan.sizes.values())))
     pictures = [draw(random_scene(chance, "train", landscapes=0.4), size, size) for _ in range(_BATCHES[size])]
-    return _pixels(np.stack(pictures))
+    return pixels(np.stack(pictures))
 
 
 def _loss(model: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Mean absolute error of the pixels, of their edges, and of the picture seen from afar, which holds the colours."""
     with torch.no_grad():
         latents = model.quant_conv(torch.cat([features(pictures)] * 2, 1)).chunk(2, 1)[0]
-        latents += _NOISE * torch.randn(latents.shape, generator=generator)
+        each = len(latents), 1, 1, 1
+        contrast = torch.empty(each).uniform_(*_CONTRAST, generator=generator)
+        noise = _NOISE + (_MUCH_NOISE - _NOISE) * torch.rand(each, generator=generator) ** 2
+        latents = contrast * latents + noise * torch.randn(latents.shape, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
         made = model.decode(latents).sample
     made = made.float()
@@ -182,7 +188,7 @@ def _normalize(layer: nn.Conv2d, seed: int) -> None:
     """Make the layer after the encoder give latents of mean 0 and deviation 1, and a constant spread around them."""
     chance = np.random.default_rng([seed, 1])
     drawings = (draw(random_scene(chance, "train"), 256, 256) for _ in range(_MEASURED))
-    values = torch.cat([features(_pixels(drawing[None])).flatten(2) for drawing in drawings], 2)[0]
+    values = torch.cat([features(pixels(drawing[None])).flatten(2) for drawing in drawings], 2)[0]
     scale = 1 / values.std(1)
     scale[len(_CONTRASTS) :] *= _HALVES_DEVIATION
     channels = len(values)
@@ -192,7 +198,7 @@ def _normalize(layer: nn.Conv2d, seed: int) -> None:
     layer.bias[channels:] = 2 * math.log(_NOISE)
 
 
-def _pixels(drawings: np.ndarray) -> Tensor:
+def pixels(drawings: np.ndarray) -> Tensor:
     """[drawings, 3, height, width] float32, -1 to 1."""
     return torch.from_numpy(drawings).movedim(-1, 1).float() / 127.5 - 1
 

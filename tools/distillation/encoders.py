@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -75,15 +76,19 @@ def latents_once(
     each_time: Way[int], networks: Networks, pictures: Pictures, options: Options, reporter: Reporter
 ) -> Way[int]:
     """What `each_time` gives, from an array in the cache folder that is made first if it is missing."""
-    sources = pictures.fingerprint, str(networks.pixels), options.checkpoint / "vae"
     array = cache.stored(
-        options.cache / f"latents-{cache.key(*sources)}.npy",
+        latents_file(options.cache, pictures, networks.pixels, options.checkpoint / "vae"),
         len(pictures.captions),
         lambda numbers: each_time.encode(each_time.read(numbers).to(networks.vae.device)),
         at_once=_PICTURES_AT_ONCE,
         begin=lambda count: reporter.begin("Encoding pictures", count),
     )
     return Way(lambda numbers: cache.rows(array, numbers), _as_it_is)
+
+
+def latents_file(folder: Path, pictures: Pictures, pixels: int, vae: Path) -> Path:
+    """Where the cache folder keeps the latents of pictures of so many pixels, as the autoencoder in a folder gives."""
+    return folder / f"latents-{cache.key(pictures.fingerprint, str(pixels), vae)}.npy"
 
 
 def embeddings_once(
