@@ -303,6 +303,7 @@ def make_batches(networks: Networks, options: Options, **ways: Any) -> Batches:
         timesteps=1000,
         caption_dropout=options.caption_dropout,
         seed=options.seed,
+        overshoot=options.overshoot,
     )
 
 
@@ -379,17 +380,20 @@ def test_the_cache_gives_what_the_networks_give(options: Options, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("rescale", [False, True], ids=["plain schedule", "zero terminal SNR"])
+@pytest.mark.parametrize("overshoot", [0.0, 0.5])
 def test_the_checkpoint_says_what_is_predicted(
-    options: Options, teacher: Path, tmp_path: Path, kind: str, rescale: bool
+    options: Options, teacher: Path, tmp_path: Path, kind: str, rescale: bool, overshoot: float
 ) -> None:
     folder = set_scheduler(teacher, tmp_path / kind, prediction_type=kind, rescale_betas_zero_snr=rescale)
-    options = change(options, checkpoint=folder, taught=False)
+    options = change(options, checkpoint=folder, taught=False, overshoot=overshoot, seed=5)
     networks = load_networks(options)
     batches, lesson = make_lesson(networks, options)
     batch = batches[0]
+    assert bool(batch.overshoot.any()) == bool(overshoot)
     moments = latents_each_time(networks, Drawings(10)).encode(batch.pictures)
     mean, deviation = moments[:, :4], moments[:, 4:].div(2).exp()
     latents = (mean + deviation * batch.posterior_noise) * 0.5  # the checkpoint's scaling_factor
+    noise = batch.noise + batch.overshoot[:, None, None, None] * latents
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     signal_share = (1 - betas).cumprod(0).sqrt()
     if rescale:  # Lin et al., 2023, algorithm 1
@@ -408,11 +412,11 @@ def test_the_checkpoint_says_what_is_predicted(
 
     lesson._student = student
     if kind == "epsilon":
-        Prediction.sample = batch.noise
+        Prediction.sample = noise
     else:
-        Prediction.sample = signal_share * batch.noise - noise_share * latents
+        Prediction.sample = signal_share * noise - noise_share * latents
     assert float(lesson.losses(batch).task) < 1e-8
-    assert torch.allclose(seen[0], signal_share * latents + noise_share * batch.noise, atol=1e-5)
+    assert torch.allclose(seen[0], signal_share * latents + noise_share * noise, atol=1e-5)
 
 
 def test_a_teacher_teaches_nothing_to_its_equal(options: Options, teacher: Path) -> None:

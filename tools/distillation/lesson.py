@@ -47,11 +47,12 @@ class Lesson:
         """The losses of a batch on the networks' device."""
         networks, noise = self._networks, self._networks.noise
         latents = self._latents(batch)
-        seen = noise.add_noise(latents, batch.noise, batch.timesteps)
+        added = batch.noise + batch.overshoot[:, None, None, None] * latents
+        seen = noise.add_noise(latents, added, batch.timesteps)
         if noise.config.prediction_type == "v_prediction":
-            target = noise.get_velocity(latents, batch.noise, batch.timesteps)
+            target = noise.get_velocity(latents, added, batch.timesteps)
         else:
-            target = batch.noise
+            target = added
         embeddings = self._embeddings(batch.texts)
         with watched(networks.student, [pair.student for pair in networks.pairs]) as ours:
             prediction = self._student(seen, batch.timesteps, embeddings).sample
