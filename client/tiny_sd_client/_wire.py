@@ -58,7 +58,7 @@ def checked_job_id(job_id: str | None) -> str | None:
 
 def checked_timeout(timeout: float | None) -> float | None:
     """``timeout`` itself. Raises InvalidParameter unless it is None or a number of seconds above 0, 1e12 at most."""
-    if timeout is not None and not 0 < timeout <= _LONGEST_TIMEOUT_S:
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= _LONGEST_TIMEOUT_S):
         raise InvalidParameter("timeout", f"got {timeout!r}; allowed: seconds above 0, or None for no bound")
     return timeout
 

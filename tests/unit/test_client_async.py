@@ -122,6 +122,7 @@ def test_a_wrong_parameter_costs_no_round_trip(server: FakeServer) -> None:
         ("img_width", {"img_width": 0}),
         ("timeout", {"timeout": 0}),
         ("timeout", {"timeout": float("nan")}),
+        ("timeout", {"timeout": "5"}),
         ("timeout", {"timeout": sys.maxsize}),
         ("job_id", {"job_id": "two words"}),
         ("job_id", {"job_id": ""}),
