@@ -111,6 +111,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     learning("--w-out", **_value("w_out", float, "WEIGHT", "of the teacher's output"))
     learning("--w-feat", **_value("w_feat", float, "WEIGHT", "of the teacher's features"))
     learning("--teacher-guidance", **_value("teacher_guidance", float, "SCALE", "at which the teacher is asked"))
+    learning(
+        "--student-guidance", **_value("student_guidance", float, "SCALE", "at which the student is to be like it")
+    )
     learning("--seed", **_value("seed", int, "N", "of everything drawn by chance"))
 
     machine = parser.add_argument_group("machine").add_argument

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from distillation.data import Drawings
 from distillation.encoders import embeddings_each_time, embeddings_once, latents_each_time, latents_once
 from distillation.errors import DistillError, Diverged, UnfitOptions
 from distillation.lesson import Lesson
-from distillation.losses import Weights
+from distillation.losses import Weights, watched
 from distillation.networks import Networks, load_networks
 from distillation.options import Options
 from distillation.plot import plot
@@ -316,7 +316,8 @@ def make_lesson(networks: Networks, options: Options) -> tuple[Batches, Lesson]:
         networks.student,
         Weights(options.w_task, options.w_out, options.w_feat),
         empty=embeddings.read([""]),
-        guidance=options.teacher_guidance,
+        teacher_guidance=options.teacher_guidance,
+        student_guidance=options.student_guidance,
         moments=latents.encode,
         embeddings=embeddings.encode,
     )
@@ -360,6 +361,42 @@ def test_a_guided_teacher_goes_from_no_caption_beyond_the_caption(options: Optio
     expected = torch.nn.functional.mse_loss(prediction, free + scale * (told - free))
     assert losses.output.item() == pytest.approx(expected.item(), rel=1e-4)
     assert losses.total.item() == pytest.approx(losses.output.item() + 0.5 * losses.feature.item())
+
+
+def test_a_guided_student_is_to_be_like_the_teacher_at_its_own_scale(options: Options) -> None:
+    options = change(
+        options, teacher_guidance=1.5, student_guidance=6.0, w_task=0.0, w_feat=0.5, caption_dropout=0.0, cache=None
+    )
+    networks = load_networks(options)
+    batches, lesson = make_lesson(networks, options)
+    losses = lesson.losses(batches[0])
+    _, plain = make_lesson(networks, change(options, teacher_guidance=1.0, student_guidance=1.0))
+    seen: list[tuple[torch.Tensor, ...]] = []
+    hook = networks.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    plain.losses(batches[0])
+    hook.remove()
+    ((latents, timesteps, embeddings),) = seen
+    empty = networks.text_encoder(networks.tokenizer([""], padding="max_length", return_tensors="pt").input_ids)[0]
+    outputs: dict[str, list[torch.Tensor]] = {}
+    features: dict[str, list[Mapping[str, torch.Tensor]]] = {}
+    assert networks.teacher is not None
+    for who, unet in (("student", networks.student), ("teacher", networks.teacher)):
+        for texts in (embeddings, empty.expand_as(embeddings)):
+            names = [getattr(pair, who) for pair in networks.pairs]
+            with torch.no_grad(), watched(unet, names) as blocks:
+                outputs.setdefault(who, []).append(unet(latents, timesteps, texts).sample)
+            features.setdefault(who, []).append(dict(blocks))
+    told, free = outputs["student"]
+    taught, untaught = outputs["teacher"]
+    expected = torch.nn.functional.mse_loss(free + 6 * (told - free), untaught + 1.5 * (taught - untaught))
+    assert losses.output.item() == pytest.approx(expected.item(), rel=1e-3)
+    blocks_apart = 0.0
+    for pair in networks.pairs:
+        ours = [each[pair.student] for each in features["student"]]
+        theirs = [each[pair.teacher] for each in features["teacher"]]
+        like = torch.cat([theirs[1] + 0.25 * (theirs[0] - theirs[1]), theirs[1]])
+        blocks_apart += torch.nn.functional.mse_loss(torch.cat(ours), like).item()
+    assert losses.feature.item() == pytest.approx(blocks_apart, rel=1e-3)
 
 
 def test_the_cache_gives_what_the_networks_give(options: Options, tmp_path: Path) -> None:

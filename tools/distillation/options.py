@@ -46,7 +46,10 @@ class Options:
     w_feat: float = 1.0
     teacher_guidance: float = 1.0
     """Guidance scale of the teacher: what it makes of a caption is taken that many times as far from what it makes of
-    none. For the same picture, the student's own guidance scale is to be divided by this."""
+    none."""
+    student_guidance: float = 1.0
+    """Likewise of the student: at this scale it is to be like the teacher at its own. What guidance magnifies of the
+    student's errors is learned from as magnified. Other scales than 1 take two predictions for each picture."""
     taught: bool = True
     """Off: the student learns from the pictures alone."""
     fresh: bool = False
@@ -80,6 +83,8 @@ class Options:
             raise UnfitOptions(f"ema is {self.ema}; it must be 0 (none) or a decay below 1")
         if not 0 <= self.caption_dropout <= 1:
             raise UnfitOptions(f"caption-dropout is {self.caption_dropout}; it must lie in 0 to 1")
+        if self.student_guidance <= 0:
+            raise UnfitOptions(f"student-guidance is {self.student_guidance}; it must be greater than 0")
         if self.learning_rate <= 0 or self.clip <= 0:
             raise UnfitOptions("lr and clip must be greater than 0")
         if self.fresh and self.start:

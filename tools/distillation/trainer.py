@@ -111,7 +111,8 @@ class Run:
             student,
             Weights(options.w_task, options.w_out, options.w_feat),
             empty=embeddings.read([""]),
-            guidance=options.teacher_guidance,
+            teacher_guidance=options.teacher_guidance,
+            student_guidance=options.student_guidance,
             moments=latents.encode,
             embeddings=embeddings.encode,
         )
