@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--schedulers", default="UniPC", metavar="NAMES", help="comma-separated, or all")
     add("--steps", type=int, default=20, help="denoising steps, 20 to 100")
     add("--guidance", type=float, default=7.5, help="guidance scale")
+    add("--against-guidance", type=float, metavar="SCALE", help="the second checkpoint's; None: the same")
     add("--size", type=int, default=512, metavar="PIXELS", help="width and height")
     add("--seed", type=int, default=0, help="of the prompts and of the first picture")
     add("--rounds", type=_count, default=4, metavar="N", help="of the speed comparison; even: in balanced order")
@@ -96,6 +98,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(
             "--against compares drawings of checkpoints in this process: neither --url nor --metrics goes with it"
         )
+    if options.against_guidance is None:
+        options.against_guidance = options.guidance
     if options.metrics and not options.captions:
         parser.error("--metrics needs --captions")
     if "fid" in options.metrics and not options.references:
@@ -112,8 +116,8 @@ def orders(options: argparse.Namespace) -> dict[str, list[Order]]:
     from evaluation.orders import Order, held_out_orders  # noqa: PLC0415
 
     names = schedulers(options)
-    for name in names:
-        Order("any", options.seed, name, options.steps, options.guidance, size=options.size).parameters()
+    for name, scale in product(names, (options.guidance, options.against_guidance)):
+        Order("any", options.seed, name, options.steps, scale, size=options.size).parameters()
     manner = {"scheduler": names[0], "steps": options.steps, "guidance": options.guidance, "size": options.size}
     if options.metrics:
         captions = read_captions(options.captions, options.prompts)
@@ -184,7 +188,10 @@ def compare(
     paint = by_pipeline(other)
     asked = {kind: orders for kind, orders in options.orders.items() if orders}
     first = schedulers(options)[:1]
-    theirs = {kind: by_scheduler(paint, orders, first, report)[0] for kind, orders in asked.items()}
+    theirs = {
+        kind: by_scheduler(paint, [replace(one, guidance=options.against_guidance) for one in orders], first, report)[0]
+        for kind, orders in asked.items()
+    }
     ours = {kind: many[0] for kind, many in findings.following.items()}
     seconds = measure_speed((other, pipeline), asked["shapes"][0], options.rounds)
     return [

@@ -236,7 +236,9 @@ def test_the_report_shows_accuracies_and_compares():
 
 
 def test_the_command_writes_report_and_sheets(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = "--prompts 2 --landscapes 1 --checks 1 --size 64 --rounds 1 --schedulers UniPC,DDIM"
+    arguments = (
+        "--prompts 2 --landscapes 1 --checks 1 --size 64 --rounds 1 --schedulers UniPC,DDIM --against-guidance 1.5"
+    )
     out = tmp_path / "out"
     code = evaluate.main(
         [*arguments.split(), "--checkpoint", str(checkpoint), "--against", str(checkpoint), "--out", str(out)]
@@ -262,6 +264,8 @@ def test_the_command_writes_report_and_sheets(checkpoint: Path, tmp_path: Path, 
     ]
     report = json.loads((out / "report.json").read_text())
     assert [len(series["pictures"]) for series in report["following"]["shapes"]] == [2, 2]
+    scales = [{one["guidance"] for one in each["series"]["shapes"]["pictures"]} for each in report["contenders"]]
+    assert scales == [{1.5}, {7.5}]
 
 
 @pytest.mark.parametrize(
@@ -270,6 +274,7 @@ def test_the_command_writes_report_and_sheets(checkpoint: Path, tmp_path: Path, 
         (["--schedulers", "Magic"], "scheduler: got 'Magic'; allowed: DDIM"),
         (["--schedulers", "UniPC,Magic"], "scheduler: got 'Magic'"),
         (["--steps", "5"], "num_inference_steps: got 5"),
+        (["--against-guidance", "0"], "guidance_scale: got 0"),
         (["--checkpoint", "/nowhere"], "/nowhere: no such checkpoint folder"),
         (["--metrics", "clip", "--captions", "/nowhere.csv"], "/nowhere.csv"),
     ],
