@@ -101,10 +101,11 @@ class Options:
     def check_continues(self, path: Path) -> None:
         """Raise UnfitOptions if a run with the options written at `path` cannot be continued with these."""
         before, now = json.loads(path.read_text()), self._json()
-        for name in (field.name for field in fields(self) if field.name not in _FREE):
-            if before.get(name) != now[name]:
+        for name, usual in ((field.name, field.default) for field in fields(self) if field.name not in _FREE):
+            begun = before.get(name, usual)  # an option that is younger than the run
+            if begun != now[name]:
                 raise UnfitOptions(
-                    f"{path.parent.parent} was begun with {name} {before.get(name)} and is to go on with {now[name]}; "
+                    f"{path.parent.parent} was begun with {name} {begun} and is to go on with {now[name]}; "
                     "give the same options, or another --out"
                 )
 
