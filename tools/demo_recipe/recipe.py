@@ -39,8 +39,8 @@ _STUDENT_GUIDANCE = 7.5
 """The teacher's own pictures are best without guidance, at a scale of 1: its world is small, so a caption leaves little
 open, and guidance exaggerates. The student's are to be so at the documented default."""
 
-DECODER = autoencoder.Plan(steps=1200)
-_TEXT_STEPS = 1000
+STEPS = {"text": 1000, "teacher-256": 1500, "teacher": 1800, "decoder": 1000, "student": 1500, "ablation": 300}
+"""Of each training."""
 
 
 def make_encoder(work: Path) -> None:
@@ -54,7 +54,9 @@ def make_encoder(work: Path) -> None:
 def make_decoder(work: Path) -> None:
     """The decoder, trained: ``work/decoder/vae``."""
     model = AutoencoderKL.from_pretrained(work / "encoder" / "vae", local_files_only=True)
-    _train(model, DECODER, work / "decoder")
+    plan = autoencoder.Plan(steps=STEPS["decoder"])
+    with _bar(plan.steps) as tell:
+        autoencoder.train(model, plan, work / "decoder", tell)
     model.save_pretrained(work / "decoder" / "vae")
 
 
@@ -68,8 +70,8 @@ def make_text_encoder(work: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(untrained / "tokenizer", local_files_only=True)
     model = CLIPTextModel.from_pretrained(untrained / "text_encoder", local_files_only=True)
     (untrained / "training").mkdir()
-    with _bar(_TEXT_STEPS) as tell, Record(untrained / "training" / "losses.jsonl", after=0) as record:
-        for entry in text_encoder.train(model, tokenizer, _TEXT_STEPS, _SEED):
+    with _bar(STEPS["text"]) as tell, Record(untrained / "training" / "losses.jsonl", after=0) as record:
+        for entry in text_encoder.train(model, tokenizer, STEPS["text"], _SEED):
             record.add(entry)
             tell(entry.step, entry.loss)
     model.save_pretrained(untrained / "text_encoder")
@@ -107,21 +109,21 @@ def make_teacher(work: Path) -> None:
     for pixels in (256, 512):
         make_latents(work, pixels)
     text, small, teacher = (work / name for name in ("text", "teacher-256", "teacher"))
-    begun = _teacher(work, text, small, size=256, batch=32, steps=1500)
-    train(replace(begun, noise_bias=2.0), resume=True)
-    train(_teacher(work, small, teacher, size=512, batch=16, steps=1800), resume=True)
+    train(replace(_teacher(work, text, small, size=256, batch=32), noise_bias=2.0), resume=True)
+    train(_teacher(work, small, teacher, size=512, batch=16), resume=True)
 
 
 def make_student(work: Path) -> None:
     """The tiny student of the teacher: ``work/student``."""
-    train(_student(work, "student"), resume=True)
+    train(_student(work, "student", steps=STEPS["student"]), resume=True)
 
 
 def make_ablation(work: Path) -> None:
     """Students that did without: the teacher's features, the teacher, even its weights."""
-    train(_student(work, "student-short", steps=300), resume=True)
-    train(_student(work, "no-features", steps=300, w_feat=0.0), resume=True)
-    train(_student(work, "no-teacher", steps=300, taught=False), resume=True)
+    short = {"steps": STEPS["ablation"]}
+    train(_student(work, "student-short", **short), resume=True)
+    train(_student(work, "no-features", **short, w_feat=0.0), resume=True)
+    train(_student(work, "no-teacher", **short, taught=False), resume=True)
 
 
 def pack(work: Path, out: Path) -> None:
@@ -179,7 +181,7 @@ _TRAININGS: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, steps: int) -> Options:
+def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int) -> Options:
     return Options(
         checkpoint=start,
         student="same",
@@ -187,7 +189,7 @@ def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, steps
         out=out,
         data=_PICTURES,
         size=size,
-        steps=steps,
+        steps=STEPS[out.name],
         batch=batch,
         learning_rate=1e-3,
         schedule="cosine",
@@ -200,7 +202,7 @@ def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, steps
     )
 
 
-def _student(work: Path, name: str, *, steps: int = 1500, w_feat: float = 0.01, taught: bool = True) -> Options:
+def _student(work: Path, name: str, *, steps: int, w_feat: float = 0.01, taught: bool = True) -> Options:
     return Options(
         checkpoint=work / "teacher",
         student="tiny",
@@ -220,11 +222,6 @@ def _student(work: Path, name: str, *, steps: int = 1500, w_feat: float = 0.01, 
         save_every=250,
         seed=_SEED,
     )
-
-
-def _train(model: AutoencoderKL, plan: autoencoder.Plan, folder: Path) -> None:
-    with _bar(plan.steps) as tell:
-        autoencoder.train(model, plan, folder, tell)
 
 
 @contextmanager
