@@ -119,7 +119,7 @@ def make_student(work: Path) -> None:
 
 
 def make_ablation(work: Path) -> None:
-    """Students that did without: the teacher's features, the teacher, even its weights."""
+    """Students that learned for a shorter time, with the teacher's features, without them, and without a teacher."""
     short = {"steps": STEPS["ablation"]}
     train(_student(work, "student-short", **short), resume=True)
     train(_student(work, "no-features", **short, w_feat=0.0), resume=True)
@@ -130,12 +130,17 @@ def pack(work: Path, out: Path) -> None:
     """The student with the finished decoder, half precision, and what is to be known about it: the folder ``out``."""
     with tempfile.TemporaryDirectory(dir=work) as directory:
         folder = Path(directory, "tiny-sd-demo")
-        shutil.copytree(work / "student", folder, ignore=shutil.ignore_patterns("training"))
-        shutil.rmtree(folder / "vae")
-        shutil.copytree(work / "decoder" / "vae", folder / "vae")
+        _copy_whole(work, "student", folder)
         shutil.copyfile(_CARD, folder / "README.md")
         shutil.rmtree(out, ignore_errors=True)
         convert(folder, out, "fp16", lambda _what, _outcome: None)
+
+
+def complete(work: Path) -> None:
+    """Teacher and other students with the finished decoder, to be evaluated: folders in ``work/whole``."""
+    for name in ("teacher", "student-short", "no-features", "no-teacher"):
+        shutil.rmtree(work / "whole" / name, ignore_errors=True)
+        _copy_whole(work, name, work / "whole" / name)
 
 
 def draw_curves(work: Path, out: Path) -> None:
@@ -168,17 +173,23 @@ def make(part: str, work: Path, out: Path) -> None:
     elif part == "curves":
         draw_curves(work, CURVES)
     else:
-        _TRAININGS[part](work)
+        _STAGES[part](work)
 
 
-_TRAININGS: Mapping[str, Callable[[Path], None]] = {
+_STAGES: Mapping[str, Callable[[Path], None]] = {
     "encoder": make_encoder,
     "decoder": make_decoder,
     "text": make_text_encoder,
     "teacher": make_teacher,
     "student": make_student,
     "ablation": make_ablation,
+    "whole": complete,
 }
+
+
+def _copy_whole(work: Path, name: str, out: Path) -> None:
+    shutil.copytree(work / name, out, ignore=shutil.ignore_patterns("training", "vae"))
+    shutil.copytree(work / "decoder" / "vae", out / "vae")
 
 
 def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int) -> Options:
@@ -213,6 +224,7 @@ def _student(work: Path, name: str, *, steps: int, w_feat: float = 0.01, taught:
         schedule="cosine",
         precision="bf16",
         ema=0.995,
+        overshoot=0.1,
         w_task=0.0 if taught else 1.0,
         w_feat=w_feat,
         student_guidance=_STUDENT_GUIDANCE,
