@@ -27,6 +27,6 @@ def test_the_recipe_makes_a_checkpoint_that_can_be_served(
     assert generation.pixels[0].shape == (512, 512, 3)
     assert (tmp_path / "made" / "manifest.json").is_file()
     seconds = json.loads((tmp_path / "curves" / "seconds.json").read_text())
-    assert {"text encoder", "decoder", "256 pixels", "512 pixels", "student", "no teacher"} <= seconds.keys()
+    assert {"text encoder", "decoder", "256 pixels", "512 pixels", "of the teacher", "no teacher"} <= seconds.keys()
     assert (tmp_path / "work" / "whole" / "teacher" / "vae").is_dir()
     assert all((tmp_path / "curves" / f"{name}.png").is_file() for name in ("teacher", "student", "ablation"))

@@ -34,12 +34,21 @@ _PICTURES = "drawings:8000"
 CURVES = ROOT / "docs" / "demo-checkpoint"
 _CARD = Path(__file__).with_name("card.md")
 
-_NOISE_BIAS = 1.0
+_NOISE_BIAS, _LESS_NOISE = 1.0, 0.5
 _STUDENT_GUIDANCE = 7.5
 """The teacher's own pictures are best without guidance, at a scale of 1: its world is small, so a caption leaves little
 open, and guidance exaggerates. The student's are to be so at the documented default."""
 
-STEPS = {"text": 1000, "teacher-256": 1500, "teacher": 1800, "decoder": 1000, "student": 1500, "ablation": 300}
+STEPS = {
+    "text": 1000,
+    "teacher-256": 1500,
+    "teacher-512": 1800,
+    "teacher": 2000,
+    "decoder": 1000,
+    "student-first": 1500,
+    "student": 1500,
+    "ablation": 300,
+}
 """Of each training."""
 
 
@@ -104,18 +113,22 @@ def make_latents(work: Path, size: int) -> None:
 
 def make_teacher(work: Path) -> None:
     """The U-Net from scratch: ``work/teacher``. First on small pictures, and with an emphasis on much noise, in which
-    prompts are learned.
+    prompts are learned; last with less of it, so that pictures get clean.
     """
     for pixels in (256, 512):
         make_latents(work, pixels)
-    text, small, teacher = (work / name for name in ("text", "teacher-256", "teacher"))
+    text, small, large, teacher = (work / name for name in ("text", "teacher-256", "teacher-512", "teacher"))
     train(replace(_teacher(work, text, small, size=256, batch=32), noise_bias=2.0), resume=True)
-    train(_teacher(work, small, teacher, size=512, batch=16), resume=True)
+    train(_teacher(work, small, large, size=512, batch=16), resume=True)
+    train(replace(_teacher(work, large, teacher, size=512, batch=16), noise_bias=_LESS_NOISE), resume=True)
 
 
 def make_student(work: Path) -> None:
-    """The tiny student of the teacher: ``work/student``."""
-    train(_student(work, "student", steps=STEPS["student"]), resume=True)
+    """The tiny student of the teacher: ``work/student``. What it learns first it can learn of an unfinished teacher."""
+    first, steps = work / "student-first", STEPS["student-first"]
+    train(replace(_student(work, first.name, steps=steps), checkpoint=work / "teacher-512"), resume=True)
+    last = _student(work, "student", steps=STEPS["student"])
+    train(replace(last, start=first, learning_rate=7e-4, noise_bias=_LESS_NOISE), resume=True)
 
 
 def make_ablation(work: Path) -> None:
@@ -159,9 +172,10 @@ _CURVES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"decoder": "decoder"},
     "teacher": {
         "256 pixels": "teacher-256",
-        "512 pixels": "teacher",
+        "512 pixels": "teacher-512",
+        "less noise": "teacher",
     },
-    "student": {"student": "student"},
+    "student": {"of the unfinished teacher": "student-first", "of the teacher": "student"},
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }
 
