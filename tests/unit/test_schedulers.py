@@ -6,8 +6,7 @@ import copy
 import inspect
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ import torch
 from reference import REFERENCE_SCHEDULERS
 from tiny_sd_client.parameters import Scheduler
 from tiny_sd_engine.architectures import SCHEDULER
-from tiny_sd_engine.denoiser import Image, Job
+from tiny_sd_engine.denoiser import Image, Job, Task
+from tiny_sd_engine.device import select_device
 from tiny_sd_engine.errors import InvalidInput
 from tiny_sd_engine.schedulers import (
     HISTORY,
@@ -206,10 +206,11 @@ CLEAN = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
 """The latents of a picture."""
 
 
-def starting(schedule: Schedule) -> Image:
-    """An image that has not been to the U-Net yet."""
-    job = cast(Job, SimpleNamespace(schedule=schedule, coefficients=schedule.coefficients))
-    return Image(job, 5, (4, 8, 8), torch.device("cpu"))
+def starting(schedule: Schedule) -> Job:
+    """A job of one image that has not been to the U-Net yet."""
+    text = torch.zeros(1, 1)
+    task = Task(text, text, "any", 20, 1.0, [5], width=64, height=64)
+    return Job(task, schedule, (4, 8, 8), select_device("CPU", precision="fp32"))
 
 
 def levels(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,7 +231,8 @@ def noise_in(image: Image) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "prediction_type"), CASES)
 def test_where_the_unet_sees_just_the_noise_every_estimate_is_the_picture(name: str, prediction_type: str) -> None:
-    image = starting(compiled(name, 20, prediction_type))
+    job = starting(compiled(name, 20, prediction_type))
+    (image,) = job.images
     while not image.finished:
         noise, (signal, sigma) = noise_in(image), levels(image)
         told = {"epsilon": noise, "sample": CLEAN, "v_prediction": signal * noise - sigma * CLEAN}[prediction_type]
@@ -244,7 +246,8 @@ def test_where_the_unet_sees_just_the_noise_every_estimate_is_the_picture(name: 
 def test_where_the_unet_always_names_the_first_noise_every_estimate_is_the_picture(name: str) -> None:
     """So the noise levels of the estimates are those that the scheduler itself goes by."""
     # Spaced otherwise, DDIM and PNDM do not step to the noise level of the next timestep.
-    image = starting(compile_schedule(name, 20, {**SCHEDULER, "timestep_spacing": "leading"}))
+    job = starting(compile_schedule(name, 20, {**SCHEDULER, "timestep_spacing": "leading"}))
+    (image,) = job.images
     first = noise_in(image).float()
     tolerance = 3e-2 if name.startswith("DPM2") else 1e-4
     while not image.finished:
@@ -256,7 +259,8 @@ def test_where_the_unet_always_names_the_first_noise_every_estimate_is_the_pictu
 
 
 def test_the_last_estimates_are_near_the_final_latents_whatever_the_unet_says() -> None:
-    image = starting(compiled("UniPC", 50, "epsilon"))
+    job = starting(compiled("UniPC", 50, "epsilon"))
+    (image,) = job.images
     estimates = []
     while not image.finished:
         image.book(prediction(image.evaluation % 3)[0].float())
