@@ -59,9 +59,8 @@ class Image:
     """One picture on its way from noise to latents."""
 
     def __init__(self, job: Job, seed: int, shape: tuple[int, int, int], device: torch.device) -> None:
-        self._job = weakref.ref(
-            job
-        )  # the job has the images; the other way round, too, its memory waited for a collector
+        # Weak, since the job has its images: in a cycle their memory would wait for Python's collector.
+        self._job = weakref.ref(job)
         self.evaluation = 0
         self._shape = shape
         self._generator = torch.Generator().manual_seed(seed)
@@ -395,7 +394,8 @@ class Denoiser:
         except Exception as error:
             log.exception("the device failed")
             for job in jobs:
-                _fail(job, error)
+                if job.error is None:
+                    _fail(job, error)
 
     def _predict(self, images: Sequence[Image]) -> list[torch.Tensor]:
         """One U-Net call. Returns the guided prediction of each image, [channels, h, w] float32."""

@@ -609,11 +609,14 @@ def test_a_failure_that_the_device_tells_of_late_fails_the_jobs_of_the_run_alone
     def fail(_device: Device) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    first, second = admit(denoiser, a_task(), a_task(seeds=[6]))
+    first, second, third = admit(denoiser, a_task(), a_task(seeds=[6]), a_task(seeds=[7]))
+    denoiser.stop(third, Cancelled())
     with monkeypatch.context() as patched:
         patched.setattr(Device, "synchronize", fail)
         denoiser.run([first], 0.0)
+        denoiser.run([third], 0.0)
     assert isinstance(first.error, EngineError)
+    assert isinstance(third.error, Cancelled)
     denoiser.run_to_end([second])
     assert second.error is None
 
