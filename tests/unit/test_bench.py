@@ -114,13 +114,15 @@ def test_throughput_tells_how_well_calls_are_shared() -> None:
 
 
 def test_mixed_compares_short_requests_one_by_one() -> None:
-    short = {"alone": [1.0, 1.0], "in flight": [2.0, 1.5], "plain": [6.0, 6.0]}
-    latencies, compared = mixed_tables(short, {"in flight": [9.0], "plain": [8.0]}, steps=20)
-    assert latencies.rows[0][3:] == ["", ""]
+    short = {"alone": [1.0, 1.0], "in flight": [2.0, 1.5], "plain": [6.0, 6.0], "FastAPI + diffusers": [8.0, 3.0]}
+    long = {"in flight": [9.0], "plain": [8.0], "FastAPI + diffusers": [7.0]}
+    latencies, compared = mixed_tables(short, long, {name: [30.0] for name in short}, steps=20)
+    assert latencies.rows[0][3:] == ["", "", "30.0", "30.0 to 30.0"]
     assert latencies.rows[1][3] == "9.00"
     assert compared.rows == [
         ["in flight / alone", "1.75x", "1.50x to 2.00x"],
         ["plain / in flight", "3.50x", "3.00x to 4.00x"],
+        ["FastAPI + diffusers / in flight", "3.00x", "2.00x to 4.00x"],
     ]
 
 

@@ -58,6 +58,10 @@ class Served:
         finally:
             connection.close()
 
+    def working(self) -> bool:
+        """Whether a picture is being made."""
+        return self.metrics()["tiny_sd_jobs_in_flight"] > 0
+
     def peaks(self) -> list[Peak]:
         """Peak memory of Triton and of each model's process."""
         processes = self._server.process_tree()
