@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scipy import ndimage
 from drawings import Landscape, Scene, Shapes, draw, random_scene, resolved
 from drawings.palette import COLOURS
 from drawings.scene import SUBJECT_COLOURS, SUBJECTS, TIMES
+from drawings.shapes import SHAPES
 from evaluation.lab import Pixels, common_colour, nearest_colours, to_lab
 from evaluation.landscape_reading import LandscapeReading, read_landscape
 from evaluation.shapes_reading import ShapesReading, read_shapes
@@ -140,6 +142,23 @@ def test_one_wrong_attribute_of_a_landscape_is_read_as_wrong_and_no_other(subjec
         scene = Landscape(subject=subject, colour=colour, time=time)
         for change in ({"colour": str(other_colour)}, {"time": str(other_time)}):
             assert faults(scene, draw(replace(scene, variation=77, **change), 128, 128)) == set(change)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_objects_that_a_bridge_joins_are_counted_one_by_one(shape: str):
+    scene = Shapes(background="white", colour="blue", shape=shape, size="medium", count=3, position="center")
+    pixels = draw(scene, SIDE, SIDE)
+    objects = np.linalg.norm(pixels - 255.0 * COLOURS["white"], axis=-1) > 60
+    labels, count = ndimage.label(objects)
+    middles = np.array(ndimage.center_of_mass(objects, labels, range(1, count + 1)))
+    bridges = np.zeros_like(objects)
+    for one, other in combinations(middles, 2):
+        ys, xs = np.linspace(one, other, 2 * SIDE).round().astype(int).T
+        bridges[ys, xs] = True
+    bridges = ndimage.binary_dilation(bridges, iterations=2) & ~ndimage.binary_fill_holes(objects)
+    assert ndimage.label(objects | bridges)[1] == 1
+    joined = np.where(bridges[..., None], as_pixels(255 * COLOURS["blue"]), pixels)
+    assert faults(scene, joined) <= {"shape"}, "which half of a bridge may hang on"
 
 
 def test_objects_that_differ_have_no_common_colour_or_shape():

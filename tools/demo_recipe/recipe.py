@@ -34,10 +34,10 @@ _PICTURES = "drawings:8000"
 CURVES = ROOT / "docs" / "demo-checkpoint"
 _CARD = Path(__file__).with_name("card.md")
 
-_NOISE_BIAS, _LESS_NOISE = 1.0, 0.5
-_STUDENT_GUIDANCE = 7.5
-"""The teacher's own pictures are best without guidance, at a scale of 1: its world is small, so a caption leaves little
-open, and guidance exaggerates. The student's are to be so at the documented default."""
+_LAST_NOISE_BIAS = 0.5
+_TEACHER_GUIDANCE, _STUDENT_GUIDANCE = 3.0, 7.5
+"""The teacher's own pictures are best at low scales: its world is small, so a caption leaves little open, and guidance
+exaggerates. The student's are to be so at the documented default."""
 
 STEPS = {
     "text": 1000,
@@ -45,8 +45,8 @@ STEPS = {
     "teacher-512": 1800,
     "teacher": 2000,
     "decoder": 1000,
-    "student-first": 1500,
-    "student": 1500,
+    "student-first": 1800,
+    "student": 500,
     "ablation": 300,
 }
 """Of each training."""
@@ -118,25 +118,28 @@ def make_teacher(work: Path) -> None:
     for pixels in (256, 512):
         make_latents(work, pixels)
     text, small, large, teacher = (work / name for name in ("text", "teacher-256", "teacher-512", "teacher"))
-    train(replace(_teacher(work, text, small, size=256, batch=32), noise_bias=2.0), resume=True)
-    train(_teacher(work, small, large, size=512, batch=16), resume=True)
-    train(replace(_teacher(work, large, teacher, size=512, batch=16), noise_bias=_LESS_NOISE), resume=True)
+    train(_teacher(work, text, small, size=256, batch=32, noise_bias=2.0), resume=True)
+    train(_teacher(work, small, large, size=512, batch=16, noise_bias=1.0), resume=True)
+    train(_teacher(work, large, teacher, size=512, batch=16, noise_bias=_LAST_NOISE_BIAS), resume=True)
 
 
 def make_student(work: Path) -> None:
-    """The tiny student of the teacher: ``work/student``. What it learns first it can learn of an unfinished teacher."""
-    first, steps = work / "student-first", STEPS["student-first"]
-    train(replace(_student(work, first.name, steps=steps), checkpoint=work / "teacher-512"), resume=True)
-    last = _student(work, "student", steps=STEPS["student"])
-    train(replace(last, start=first, learning_rate=7e-4, noise_bias=_LESS_NOISE), resume=True)
+    """The tiny student of the teacher: ``work/student``. First it learns to be like the teacher, then to be so at a
+    higher guidance scale.
+    """
+    first = _student(work, "student-first", STEPS["student-first"])
+    train(first, resume=True)
+    guided = {"teacher_guidance": _TEACHER_GUIDANCE, "student_guidance": _STUDENT_GUIDANCE}
+    last = _student(work, "student", STEPS["student"])
+    train(replace(last, start=first.out, learning_rate=3e-4, **guided), resume=True)
 
 
 def make_ablation(work: Path) -> None:
     """Students that learned for a shorter time, with the teacher's features, without them, and without a teacher."""
-    short = {"steps": STEPS["ablation"]}
-    train(_student(work, "student-short", **short), resume=True)
-    train(_student(work, "no-features", **short, w_feat=0.0), resume=True)
-    train(_student(work, "no-teacher", **short, taught=False), resume=True)
+    short = _student(work, "student-short", STEPS["ablation"])
+    train(short, resume=True)
+    train(replace(short, out=work / "no-features", w_feat=0.0), resume=True)
+    train(replace(short, out=work / "no-teacher", taught=False, w_task=1.0), resume=True)
 
 
 def pack(work: Path, out: Path) -> None:
@@ -175,7 +178,7 @@ _CURVES: Mapping[str, Mapping[str, str]] = {
         "512 pixels": "teacher-512",
         "less noise": "teacher",
     },
-    "student": {"of the unfinished teacher": "student-first", "of the teacher": "student"},
+    "student": {"first": "student-first", "guided": "student"},
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }
 
@@ -206,7 +209,7 @@ def _copy_whole(work: Path, name: str, out: Path) -> None:
     shutil.copytree(work / "decoder" / "vae", out / "vae")
 
 
-def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int) -> Options:
+def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, noise_bias: float) -> Options:
     return Options(
         checkpoint=start,
         student="same",
@@ -220,14 +223,14 @@ def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int) -> Op
         schedule="cosine",
         precision="bf16",
         ema=0.995,
-        noise_bias=_NOISE_BIAS,
+        noise_bias=noise_bias,
         cache=work / "cache",
         save_every=250,
         seed=_SEED,
     )
 
 
-def _student(work: Path, name: str, *, steps: int, w_feat: float = 0.01, taught: bool = True) -> Options:
+def _student(work: Path, name: str, steps: int) -> Options:
     return Options(
         checkpoint=work / "teacher",
         student="tiny",
@@ -238,12 +241,9 @@ def _student(work: Path, name: str, *, steps: int, w_feat: float = 0.01, taught:
         schedule="cosine",
         precision="bf16",
         ema=0.995,
-        overshoot=0.1,
-        w_task=0.0 if taught else 1.0,
-        w_feat=w_feat,
-        student_guidance=_STUDENT_GUIDANCE,
-        taught=taught,
-        noise_bias=_NOISE_BIAS,
+        w_task=0.0,
+        w_feat=0.01,
+        noise_bias=_LAST_NOISE_BIAS,
         cache=work / "cache",
         save_every=250,
         seed=_SEED,

@@ -24,6 +24,7 @@ _CONTRAST = 60.0  # what differs by half of it is an object, however much the la
 _LEAST_AREA = 0.003  # of the shorter side squared; a small cross has 0.015
 _WIDEST = 0.95  # what reaches further across the picture, both ways, is no object on a background
 _SAME_AREA = 0.35  # what is smaller than this share of the largest piece is no further object
+_BRIDGE = 0.25  # what joins two objects is thinner than this share of the thickest object
 _GRID = 48  # shapes are compared on so many cells squared
 _LEAST_MATCH = 0.7  # intersection over union with the ideal shape
 _NEAR_EDGE = 0.42  # a middle nearer to an edge than this share of the picture is not in the center
@@ -99,10 +100,10 @@ def _coverage(lab: Lab, ground: Lab) -> Floats:
 
 
 def _pieces(cover: Floats) -> list[Piece]:
-    labels, count = ndimage.label(cover > 0.5)
-    if not count:
-        return []
+    labels = _objects(cover > 0.5)
     areas = np.bincount(labels.ravel())[1:]
+    if not areas.size:
+        return []
     least = max(_SAME_AREA * areas.max(), _LEAST_AREA * min(cover.shape) ** 2)
     return [
         Piece(*window, np.where(labels[window] == number, cover[window], 0))
@@ -110,6 +111,15 @@ def _pieces(cover: Floats) -> list[Piece]:
         if area >= least
         and any(span.stop - span.start < _WIDEST * n for span, n in zip(window, cover.shape, strict=True))
     ]
+
+
+def _objects(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Number what hangs together by more than a thin bridge; 0 is the background, and specks."""
+    together, _ = ndimage.label(mask)
+    depth = ndimage.distance_transform_edt(mask)
+    cores, _ = ndimage.label(depth > _BRIDGE * depth.max())
+    nearest = tuple(ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True))
+    return np.where(together == together[nearest], cores[nearest], 0)
 
 
 def _piece_colour(piece: Piece, lab: Lab) -> str | None:
