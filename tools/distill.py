@@ -91,9 +91,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     data("--caption-dropout", **_value("caption_dropout", float, "SHARE", "of captions left empty, for guidance"))
     data("--noise-bias", **_value("noise_bias", float, "POWER", "of the timestep, by which it is drawn"))
-    data(
-        "--overshoot", **_value("overshoot", float, "SHARE", "of the picture in its noise, at most, as guidance leaves")
-    )
     data("--workers", **_value("workers", int, "N", "processes that read pictures where latents are not cached"))
 
     learning = parser.add_argument_group("learning").add_argument

@@ -27,7 +27,6 @@ class Batch:
     posterior_noise: [rows, channels, height, width] float32; picks the latents from the VAE's distribution
     noise: the same shape; what the U-Net is to see through
     timesteps: [rows] int64
-    overshoot: [rows] float32; how much of the picture itself is added to its noise
     """
 
     pictures: Tensor
@@ -35,7 +34,6 @@ class Batch:
     posterior_noise: Tensor
     noise: Tensor
     timesteps: Tensor
-    overshoot: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -64,8 +62,6 @@ class Batches(TorchDataset[Batch]):
     seed: int
     noise_bias: float = 0.0
     """Timesteps are drawn with a density in proportion to their power of this."""
-    overshoot: float = 0.0
-    """The largest; half of the rows have none."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getitem__(self, number: int) -> Batch:
@@ -79,14 +75,12 @@ class Batches(TorchDataset[Batch]):
         noises = chance.standard_normal((2, self.size, *self.latent_shape), dtype=np.float32)
         wordings = [self.captions[row][chance.integers(len(self.captions[row]))] for row in rows]
         captions = ["" if drop else wording for drop, wording in zip(dropped, wordings, strict=True)]
-        overshoot = self.overshoot * np.maximum(0, 2 * chance.random(self.size) - 1)
         return Batch(
             pictures=self.pictures(rows),
             texts=self.texts(captions),
             posterior_noise=torch.from_numpy(noises[0]),
             noise=torch.from_numpy(noises[1]),
             timesteps=torch.from_numpy(timesteps),
-            overshoot=torch.from_numpy(overshoot.astype(np.float32)),
         )
 
     def loader(self, numbers: range, *, workers: int, pin_memory: bool) -> Iterator[Batch]:

@@ -49,12 +49,11 @@ class Lesson:
         """The losses of a batch on the networks' device."""
         networks, noise = self._networks, self._networks.noise
         latents = self._latents(batch)
-        added = batch.noise + batch.overshoot[:, None, None, None] * latents
-        seen = noise.add_noise(latents, added, batch.timesteps)
+        seen = noise.add_noise(latents, batch.noise, batch.timesteps)
         if noise.config.prediction_type == "v_prediction":
-            target = noise.get_velocity(latents, added, batch.timesteps)
+            target = noise.get_velocity(latents, batch.noise, batch.timesteps)
         else:
-            target = added
+            target = batch.noise
         embeddings = self._embeddings(batch.texts)
         with watched(networks.student, [pair.student for pair in networks.pairs]) as ours:
             prediction = self._ask_student(seen, batch.timesteps, embeddings)

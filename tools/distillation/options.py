@@ -62,9 +62,6 @@ class Options:
     noise_bias: float = 0.0
     """Which timesteps are drawn: with a density in proportion to their power of this; 0: all alike. What is where in a
     picture, and so most of what a prompt says, is settled while there is much noise."""
-    overshoot: float = 0.0
-    """Half of the pictures are seen through noise to which so much of the picture itself was added, at most. Guidance
-    does that: what it exaggerates while there is much noise is taken for noise later."""
     cache: Path | None = None
     """Folder for latents and text embeddings that are computed once; None: computed in each step."""
     save_every: int = 500
@@ -76,9 +73,7 @@ class Options:
 
     def __post_init__(self) -> None:
         self._at_least(1, "steps", "batch", "accumulate", "save_every")
-        self._at_least(
-            0, "warmup", "noise_bias", "overshoot", "w_task", "w_out", "w_feat", "teacher_guidance", "seed", "workers"
-        )
+        self._at_least(0, "warmup", "noise_bias", "w_task", "w_out", "w_feat", "teacher_guidance", "seed", "workers")
         if not 0 <= self.ema < 1:
             raise UnfitOptions(f"ema is {self.ema}; it must be 0 (none) or a decay below 1")
         if not 0 <= self.caption_dropout <= 1:

@@ -104,7 +104,6 @@ class Run:
             caption_dropout=options.caption_dropout,
             seed=options.seed,
             noise_bias=options.noise_bias,
-            overshoot=options.overshoot,
         )
         lesson = Lesson(
             networks,
