@@ -83,6 +83,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     data("--size", type=int, metavar="PIXELS", help="edge of the pictures; default: as the teacher's U-Net says")
     data(
+        "--more-sizes",
+        type=_sizes,
+        metavar="PIXELS,…",
+        default=(),
+        help="batches of these sizes too, in turn, with fewer of larger pictures",
+    )
+    data(
         "--cache-latents",
         dest="cache",
         type=Path,
@@ -125,6 +132,13 @@ def _value(field: str, kind: type, metavar: str, help: str) -> dict[str, Any]:
     """What makes an option of a field, with the field's default."""
     default = getattr(Options, field)
     return {"dest": field, "type": kind, "metavar": metavar, "default": default, "help": f"{help}; default {default}"}
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: whole numbers, comma-separated") from error
 
 
 def _fail(error: Exception) -> int:

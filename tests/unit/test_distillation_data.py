@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from distillation import cache
-from distillation.batches import Batches
+from distillation.batches import Batches, InTurn
 from distillation.data import open_pictures
 from distillation.errors import NoPictures
 from drawings import parse, shape_combinations
@@ -202,7 +202,7 @@ def test_a_batch_depends_on_the_seed_and_its_number_alone() -> None:
 
 def test_processes_that_read_ahead_change_nothing() -> None:
     numbers = range(3, 9, 2)
-    ahead = list(make_batches().loader(numbers, workers=2, pin_memory=False))
+    ahead = list(InTurn([make_batches()]).loader(numbers, workers=2, pin_memory=False))
     assert [batch.pictures.tolist() for batch in ahead] == [make_batches()[n].pictures.tolist() for n in numbers]
     assert all(torch.equal(batch.noise, make_batches()[n].noise) for batch, n in zip(ahead, numbers, strict=True))
 
@@ -215,6 +215,13 @@ def test_chance_is_spread_evenly() -> None:
     assert torch.allclose(tenths, torch.ones(10), atol=0.1)
     assert float(batch.noise.mean()) == pytest.approx(0, abs=0.01)
     assert float(batch.noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_sizes_take_turns() -> None:
+    small, large = make_batches(), make_batches(latent_shape=(4, 6, 6), size=1)
+    batches = InTurn([small, large])
+    for number, (size, turn) in enumerate([(small, 0), (large, 0), (small, 1), (large, 1)]):
+        assert torch.equal(batches[number].noise, size[turn].noise)
 
 
 def test_much_noise_may_be_shown_more_often() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -169,6 +169,27 @@ def test_a_student_learns(options: Options) -> None:
     assert np.mean(values[-10:]) < 0.8 * np.mean(values[:10])
 
 
+def test_sizes_take_turns_and_larger_pictures_come_in_smaller_batches(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    add_noise = DDPMScheduler.add_noise
+
+    def watch(self: DDPMScheduler, latents: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(latents.shape))
+        noisy: torch.Tensor = add_noise(self, latents, *others)
+        return noisy
+
+    monkeypatch.setattr(DDPMScheduler, "add_noise", watch)
+    options = change(options, batch=4, more_sizes=(256,), steps=2, save_every=1, cache=None, workers=0)
+    train(options)
+    assert seen == [(4, 4, 8, 8), (1, 4, 16, 16)]
+    train(change(options, steps=4), resume=True)
+    assert seen[2:] == [(4, 4, 8, 8), (1, 4, 16, 16)]
+    with pytest.raises(UnfitOptions, match="size is 100; this checkpoint's VAE needs a multiple of 16"):
+        train(change(options, out=tmp_path / "other", more_sizes=(100,)))
+
+
 def test_weights_are_averaged(options: Options) -> None:
     """After n steps diffusers' decay is (1 + n) / (10 + n), at most the option's; the first average is the weights."""
     trail = []
@@ -299,7 +320,7 @@ def make_batches(networks: Networks, options: Options, **ways: Any) -> Batches:
         pictures=ways["latents"].read,
         texts=ways["embeddings"].read,
         size=options.batch,
-        latent_shape=networks.latent_shape,
+        latent_shape=networks.latent_shape(networks.sizes[0]),
         timesteps=1000,
         caption_dropout=options.caption_dropout,
         seed=options.seed,
@@ -308,7 +329,7 @@ def make_batches(networks: Networks, options: Options, **ways: Any) -> Batches:
 
 def make_lesson(networks: Networks, options: Options) -> tuple[Batches, Lesson]:
     """By hand and without a cache, what a run makes of its options."""
-    latents = latents_each_time(networks, Drawings(10))
+    latents = latents_each_time(networks, Drawings(10), networks.sizes[0])
     embeddings = embeddings_each_time(networks, networks.text_encoder)
     lesson = Lesson(
         networks,
@@ -401,9 +422,12 @@ def test_a_guided_student_is_to_be_like_the_teacher_at_its_own_scale(options: Op
 def test_the_cache_gives_what_the_networks_give(options: Options, tmp_path: Path) -> None:
     options = change(options, cache=tmp_path / "cache")
     networks, pictures = load_networks(options), Drawings(10)
-    latents, embeddings = latents_each_time(networks, pictures), embeddings_each_time(networks, networks.text_encoder)
+    latents, embeddings = (
+        latents_each_time(networks, pictures, networks.sizes[0]),
+        embeddings_each_time(networks, networks.text_encoder),
+    )
     with Reporter(silent=True) as reporter:
-        stored_latents = latents_once(latents, networks, pictures, options, reporter)
+        stored_latents = latents_once(networks, pictures, networks.sizes[0], options, reporter)
         stored_embeddings = embeddings_once(embeddings, networks, pictures, options, reporter)
     live = make_batches(networks, options, latents=latents, embeddings=embeddings)[4]
     stored = make_batches(networks, options, latents=stored_latents, embeddings=stored_embeddings)[4]
@@ -424,7 +448,7 @@ def test_the_checkpoint_says_what_is_predicted(
     networks = load_networks(options)
     batches, lesson = make_lesson(networks, options)
     batch = batches[0]
-    moments = latents_each_time(networks, Drawings(10)).encode(batch.pictures)
+    moments = latents_each_time(networks, Drawings(10), networks.sizes[0]).encode(batch.pictures)
     mean, deviation = moments[:, :4], moments[:, 4:].div(2).exp()
     latents = (mean + deviation * batch.posterior_noise) * 0.5  # the checkpoint's scaling_factor
     noise = batch.noise

@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches(TorchDataset[Batch]):
-    """All batches of a run, by number."""
+    """All batches of pictures of one size, by number."""
 
     captions: Sequence[Sequence[str]]
     """Of each picture one or more, of which a batch takes one."""
@@ -83,13 +83,25 @@ class Batches(TorchDataset[Batch]):
             timesteps=torch.from_numpy(timesteps),
         )
 
-    def loader(self, numbers: range, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
-        """The batches of these numbers in their order, read ahead by `workers` processes (0: none)."""
-        return iter(DataLoader(self, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin_memory))
-
     def _row(self, position: int) -> int:
         epoch, place = divmod(position, len(self.captions))
         if epoch not in self._orders:
             self._orders.clear()
             self._orders[epoch] = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self.captions))
         return int(self._orders[epoch][place])
+
+
+@dataclass(frozen=True)
+class InTurn(TorchDataset[Batch]):
+    """All batches of a run, by number: of each size one, again and again."""
+
+    sizes: Sequence[Batches]
+
+    def __getitem__(self, number: int) -> Batch:
+        """The batch of this number, from 0 on without end."""
+        turn, size = divmod(number, len(self.sizes))
+        return self.sizes[size][turn]
+
+    def loader(self, numbers: range, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
+        """The batches of these numbers in their order, read ahead by `workers` processes (0: none)."""
+        return iter(DataLoader(self, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin_memory))

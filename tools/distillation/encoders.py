@@ -37,11 +37,14 @@ class Way(Generic[Item]):
     """On the device."""
 
 
-def latents_each_time(networks: Networks, pictures: Pictures) -> Way[int]:
-    """Pixels go through the VAE in each step. It gives [rows, 2 · channels, h, w]: means and log variances."""
+def latents_each_time(networks: Networks, pictures: Pictures, size: int) -> Way[int]:
+    """Pictures with an edge of `size` pixels go through the VAE in each step.
+
+    It gives [rows, 2 · channels, h, w]: means and log variances.
+    """
 
     def read(numbers: Sequence[int]) -> Tensor:
-        pixels = np.stack([pictures.picture(number, networks.pixels) for number in numbers])
+        pixels = np.stack([pictures.picture(number, size) for number in numbers])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     @torch.no_grad()
@@ -72,23 +75,22 @@ def embeddings_each_time(networks: Networks, text_encoder: Callable[..., Any]) -
     return Way(read, lambda ids: text_encoder(ids)[0])
 
 
-def latents_once(
-    each_time: Way[int], networks: Networks, pictures: Pictures, options: Options, reporter: Reporter
-) -> Way[int]:
-    """What `each_time` gives, from an array in the cache folder that is made first if it is missing."""
+def latents_once(networks: Networks, pictures: Pictures, size: int, options: Options, reporter: Reporter) -> Way[int]:
+    """What `latents_each_time` gives, from an array in the cache folder that is made first if it is missing."""
+    each_time = latents_each_time(networks, pictures, size)
     array = cache.stored(
-        latents_file(options.cache, pictures, networks.pixels, options.checkpoint / "vae"),
+        latents_file(options.cache, pictures, size, options.checkpoint / "vae"),
         len(pictures.captions),
         lambda numbers: each_time.encode(each_time.read(numbers).to(networks.vae.device)),
         at_once=_PICTURES_AT_ONCE,
-        begin=lambda count: reporter.begin("Encoding pictures", count),
+        begin=lambda count: reporter.begin(f"Encoding pictures of {size} pixels", count),
     )
     return Way(lambda numbers: cache.rows(array, numbers), _as_it_is)
 
 
-def latents_file(folder: Path, pictures: Pictures, pixels: int, vae: Path) -> Path:
-    """Where the cache folder keeps the latents of pictures of so many pixels, as the autoencoder in a folder gives."""
-    return folder / f"latents-{cache.key(pictures.fingerprint, str(pixels), vae)}.npy"
+def latents_file(folder: Path, pictures: Pictures, size: int, vae: Path) -> Path:
+    """Where the cache folder keeps the latents of pictures with such an edge, as the autoencoder in a folder gives."""
+    return folder / f"latents-{cache.key(pictures.fingerprint, str(size), vae)}.npy"
 
 
 def embeddings_once(

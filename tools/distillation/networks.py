@@ -45,10 +45,15 @@ class Networks:
     vae: AutoencoderKL
     noise: DDPMScheduler
     """Adds noise as the checkpoint's scheduler configuration says."""
-    latent_shape: tuple[int, int, int]
-    """Of one picture's latents: channels, height, width."""
-    pixels: int
-    """Edge of the pictures."""
+    latent_channels: int
+    factor: int
+    """By which the VAE shrinks."""
+    sizes: tuple[int, ...]
+    """Edges of the pictures in pixels, one or more."""
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """Of the latents of one picture with that edge: channels, height, width."""
+        return self.latent_channels, size // self.factor, size // self.factor
 
 
 def load_networks(options: Options) -> Networks:
@@ -63,9 +68,10 @@ def load_networks(options: Options) -> Networks:
         raise UnfitTeacher(f"{folder}: predicts {noise.config.prediction_type}; known: {', '.join(_PREDICTIONS)}")
     channels, factor = latent_shape(folder)
     unet = load_unet(folder, _CPU)
-    pixels = options.size or unet.config.sample_size * factor
-    if pixels % factor:
-        raise UnfitOptions(f"size is {pixels}; this checkpoint's VAE needs a multiple of {factor}")
+    sizes = (options.size or unet.config.sample_size * factor, *options.more_sizes)
+    for size in sizes:
+        if size < 1 or size % factor:
+            raise UnfitOptions(f"size is {size}; this checkpoint's VAE needs a multiple of {factor}")
     student = unet if options.student == "same" else make_student(unet, options.student)
     if options.fresh:
         torch.manual_seed(options.seed)
@@ -84,8 +90,9 @@ def load_networks(options: Options) -> Networks:
         tokenizer=load_tokenizer(folder),
         vae=AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).eval().requires_grad_(False),
         noise=noise,
-        latent_shape=(channels, pixels // factor, pixels // factor),
-        pixels=pixels,
+        latent_channels=channels,
+        factor=factor,
+        sizes=sizes,
     )
 
 

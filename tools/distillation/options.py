@@ -28,6 +28,8 @@ class Options:
     """Which pictures, as `distillation.data.open_pictures` reads it."""
     size: int | None = None
     """Edge of the pictures in pixels; None: what the U-Net's configuration says."""
+    more_sizes: tuple[int, ...] = ()
+    """Further ones. Batches take turns; of larger pictures they hold fewer, in about as many pixels."""
     steps: int = 10_000
     batch: int = 16
     accumulate: int = 1
@@ -96,7 +98,8 @@ class Options:
     def check_continues(self, path: Path) -> None:
         """Raise UnfitOptions if a run with the options written at `path` cannot be continued with these."""
         before, now = json.loads(path.read_text()), self._json()
-        for name, usual in ((field.name, field.default) for field in fields(self) if field.name not in _FREE):
+        defaults = {field.name: _plain(field.default) for field in fields(self) if field.name not in _FREE}
+        for name, usual in defaults.items():
             begun = before.get(name, usual)  # an option that is younger than the run
             if begun != now[name]:
                 raise UnfitOptions(
@@ -105,11 +108,16 @@ class Options:
                 )
 
     def _json(self) -> dict[str, Any]:
-        return {
-            name: str(value.resolve()) if isinstance(value, Path) else value for name, value in asdict(self).items()
-        }
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:
             if getattr(self, name) < least:
                 raise UnfitOptions(f"{name.replace('_', '-')} is {getattr(self, name)}; at least {least} is needed")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return list(value) if isinstance(value, tuple) else value

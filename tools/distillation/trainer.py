@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillation import state
-from distillation.batches import Batch, Batches
+from distillation.batches import Batch, Batches, InTurn
 from distillation.data import open_pictures
 from distillation.encoders import embeddings_each_time, embeddings_once, latents_each_time, latents_once
 from distillation.errors import Diverged, UnfitOptions
@@ -71,6 +71,7 @@ class Run:
         )
         self._average = EMAModel(self._parameters(), decay=options.ema, foreach=True) if options.ema else None
         self._optimizer, *self._prepared = accelerator.prepare(optimizer, *self._trained.values())
+        self._most_latents = math.prod(networks.latent_shape(max(networks.sizes))[1:])
         self._batches, self._lesson = self._prepare_lessons(networks)
         accelerator.register_for_checkpointing(self._schedule, *filter(None, [self._average]))
         self._step = state.restore(accelerator, self._training)
@@ -82,28 +83,33 @@ class Run:
             copy_components(options.checkpoint, options.out, trained=frozenset(self._trained))
             options.write(self._training / "options.json")
 
-    def _prepare_lessons(self, networks: Networks) -> tuple[Batches, Lesson]:
+    def _prepare_lessons(self, networks: Networks) -> tuple[InTurn, Lesson]:
         options = self._options
         student = self._prepared[0]
         text_encoder = self._prepared[1] if options.train_text_encoder else networks.text_encoder
         pictures = open_pictures(options.data)
-        latents = latents_each_time(networks, pictures)
+        latents = [latents_each_time(networks, pictures, size) for size in networks.sizes]
         embeddings = embeddings_each_time(networks, text_encoder)
         if options.cache:
             with self._accelerator.main_process_first():
-                latents = latents_once(latents, networks, pictures, options, self._reporter)
+                latents = [latents_once(networks, pictures, size, options, self._reporter) for size in networks.sizes]
                 if not options.train_text_encoder:
                     embeddings = embeddings_once(embeddings, networks, pictures, options, self._reporter)
-        batches = Batches(
-            captions=pictures.captions,
-            pictures=latents.read,
-            texts=embeddings.read,
-            size=options.batch,
-            latent_shape=networks.latent_shape,
-            timesteps=networks.noise.config.num_train_timesteps,
-            caption_dropout=options.caption_dropout,
-            seed=options.seed,
-            noise_bias=options.noise_bias,
+        batches = InTurn(
+            [
+                Batches(
+                    captions=pictures.captions,
+                    pictures=way.read,
+                    texts=embeddings.read,
+                    size=max(1, round(options.batch * (networks.sizes[0] / size) ** 2)),
+                    latent_shape=networks.latent_shape(size),
+                    timesteps=networks.noise.config.num_train_timesteps,
+                    caption_dropout=options.caption_dropout,
+                    seed=options.seed + place,  # else all sizes would begin with the same noise
+                    noise_bias=options.noise_bias,
+                )
+                for place, (size, way) in enumerate(zip(networks.sizes, latents, strict=True))
+            ]
         )
         lesson = Lesson(
             networks,
@@ -112,7 +118,7 @@ class Run:
             empty=embeddings.read([""]),
             teacher_guidance=options.teacher_guidance,
             student_guidance=options.student_guidance,
-            moments=latents.encode,
+            moments=latents[0].encode,
             embeddings=embeddings.encode,
         )
         return batches, lesson
@@ -135,8 +141,7 @@ class Run:
 
         On a CPU the fused one is slow backwards; on few latents plain matrix products took 0.7 of a whole step's time.
         """
-        _, height, width = self._batches.latent_shape
-        plain = self._accelerator.device.type == "cpu" and height * width <= _FEW_LATENTS
+        plain = self._accelerator.device.type == "cpu" and self._most_latents <= _FEW_LATENTS
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
     def _take_step(self, batches: Iterator[Batch]) -> Entry:
