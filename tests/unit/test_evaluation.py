@@ -52,9 +52,9 @@ class Draughtsman:
         if order.guidance <= 1:
             return Shapes(shape="ring", colour="black", background="white")
         scene = replace(parse(order.prompt), variation=order.seed)
-        if isinstance(scene, Shapes) and not scene.colour:
+        if isinstance(scene, Shapes) and not scene.background:
             colours = [colour for colour in ("red", "blue") if colour != order.negative_prompt]
-            scene = replace(scene, colour=colours[order.seed % len(colours)])
+            scene = replace(scene, background=colours[order.seed % len(colours)])
         return scene
 
 
@@ -143,13 +143,13 @@ def test_a_painter_that_ignores_its_prompts_without_guidance_is_found_out():
     assert with_it.accuracy[EVERYTHING].hits == 10
 
 
-def test_negative_prompts_are_checked_where_the_colour_is_open():
+def test_negative_prompts_are_checked_where_the_background_is_open():
     paint = Draughtsman()
     found = {f.colour: f for f in forbid_colours(paint, held_out_orders(10, seed=0, landscapes=False), silent)}
     assert set(found) == set(NEGATIVES)
     assert (found["red"].without, found["red"].with_it) == (Share(5, 10), Share(0, 10))
     assert (found["green"].without, found["green"].with_it) == (Share(0, 10), Share(0, 10))
-    assert {order.prompt for order in paint.asked} == {"a circle on a white background"}
+    assert {order.prompt for order in paint.asked} == {"a white circle"}
     assert [order.seed for order in paint.asked] == [*range(10)] * 4
 
 

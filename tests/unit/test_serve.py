@@ -80,7 +80,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def default_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "checkpoints" / "test"
+    path = tmp_path / "checkpoints" / "demo"
+    path.mkdir(parents=True)
     monkeypatch.setattr(checkpoint, "DEFAULT", path)
     return path
 
@@ -403,45 +404,44 @@ def test_a_broken_checkpoint_says_what_the_engine_found(tmp_path: Path, engine: 
         checkpoint.choose_checkpoint(tmp_path, {})
 
 
-def test_a_broken_default_checkpoint_may_be_deleted(engine: SimpleNamespace, default_checkpoint: Path) -> None:
+def test_a_broken_default_checkpoint_is_to_be_restored(engine: SimpleNamespace, default_checkpoint: Path) -> None:
     engine.problem = "missing"
-    with pytest.raises(BrokenCheckpoint, match="delete the folder to have it made again"):
+    with pytest.raises(BrokenCheckpoint, match="git checkout -- checkpoints/demo"):
         checkpoint.choose_checkpoint(None, {})
 
 
-def test_the_default_checkpoint_is_made_once_and_again_when_deleted(
-    engine: SimpleNamespace, default_checkpoint: Path
-) -> None:
+def test_random_weights_are_made_once_and_again_when_deleted(engine: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "test"
     for _ in range(2):
-        checkpoint.choose_checkpoint(None, {})
+        assert checkpoint.make_random("test", path) == path
     assert len(engine.made) == 1
-    (default_checkpoint / "model_index.json").unlink()
-    default_checkpoint.rmdir()
-    checkpoint.choose_checkpoint(None, {})
-    assert (default_checkpoint / "model_index.json").read_text() == "test"
+    (path / "model_index.json").unlink()
+    path.rmdir()
+    checkpoint.make_random("test", path)
+    assert (path / "model_index.json").read_text() == "test"
 
 
-def test_a_checkpoint_that_could_not_be_finished_leaves_nothing(
-    engine: SimpleNamespace, default_checkpoint: Path
-) -> None:
+def test_a_checkpoint_that_could_not_be_finished_leaves_nothing(engine: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "test"
+
     def interrupt() -> None:
-        assert not default_checkpoint.exists()
+        assert not path.exists()
         raise KeyboardInterrupt
 
     engine.during = interrupt
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.choose_checkpoint(None, {})
-    assert list(default_checkpoint.parent.iterdir()) == []
+        checkpoint.make_random("test", path)
+    assert list(path.parent.iterdir()) == []
 
 
-def test_a_checkpoint_that_somebody_else_finished_first_is_kept(
-    engine: SimpleNamespace, default_checkpoint: Path
-) -> None:
+def test_a_checkpoint_that_somebody_else_finished_first_is_kept(engine: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "test"
+
     def finish_first() -> None:
-        default_checkpoint.mkdir()
-        (default_checkpoint / "theirs").touch()
+        path.mkdir()
+        (path / "theirs").touch()
 
     engine.during = finish_first
-    assert checkpoint.choose_checkpoint(None, {}) == default_checkpoint
-    assert [path.name for path in default_checkpoint.iterdir()] == ["theirs"]
-    assert [path.name for path in default_checkpoint.parent.iterdir()] == ["test"]
+    assert checkpoint.make_random("test", path) == path
+    assert [path.name for path in path.iterdir()] == ["theirs"]
+    assert [path.name for path in path.parent.iterdir()] == ["test"]

@@ -11,7 +11,7 @@ from evaluation.orders import Order, Painter
 
 NEGATIVES = ("red", "blue", "green")
 """Colours that the check of negative prompts forbids."""
-_OPEN_PROMPT = "a circle on a white background"
+_OPEN_PROMPT = "a white circle"
 
 Report = Callable[[str, int, int], None]
 """Told what is under way, how many of its pictures are finished, and how many there are."""
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Forbidden:
-    """How often a colour was chosen where the prompt leaves it open, without and with a negative prompt naming it."""
+    """How often a background was chosen where the prompt leaves it open: without a negative prompt, and with one."""
 
     colour: str
     without: Share
@@ -56,15 +56,15 @@ def by_guidance(paint: Painter, orders: Sequence[Order], report: Report) -> list
 
 
 def forbid_colours(paint: Painter, orders: Sequence[Order], report: Report) -> list[Forbidden]:
-    """Circles of any colour, without a negative prompt and with each of `NEGATIVES`, in the manner of the orders."""
-    scene = Shapes(shape="circle", background="white")
+    """Circles on any background, without a negative prompt and with each of `NEGATIVES`, otherwise as ordered."""
+    scene = Shapes(shape="circle", colour="white")
     free = [replace(order, prompt=_OPEN_PROMPT, scene=scene) for order in orders]
     without = _follow(paint, free, "no negative prompt", report)
     found = []
     for colour in NEGATIVES:
         orders = [replace(order, negative_prompt=colour) for order in free]
         forbidden = _follow(paint, orders, f"negative prompt {colour}", report)
-        found.append(Forbidden(colour, _of_colour(without, colour), _of_colour(forbidden, colour)))
+        found.append(Forbidden(colour, _on(colour, without), _on(colour, forbidden)))
     return found
 
 
@@ -76,5 +76,5 @@ def _follow(paint: Painter, orders: Sequence[Order], name: str, report: Report) 
     return Series(name, graded)
 
 
-def _of_colour(series: Series, colour: str) -> Share:
-    return Share(sum(picture.reading.colour == colour for picture in series.graded), len(series.graded))
+def _on(colour: str, series: Series) -> Share:
+    return Share(sum(picture.reading.background == colour for picture in series.graded), len(series.graded))

@@ -12,17 +12,17 @@ from local_server.errors import BrokenCheckpoint, NoCheckpoint
 from local_server.install import ROOT
 
 VARIABLE = "TINY_SD_CHECKPOINT"
-DEFAULT = ROOT / ".cache" / "checkpoints" / "test"
+DEFAULT = ROOT / "checkpoints" / "demo"
 
 
 def choose_checkpoint(named: Path | None, env: Mapping[str, str] = os.environ) -> Path:
-    """The folder that was named, else TINY_SD_CHECKPOINT's, else the default, which is made if it is missing.
+    """The folder that was named, else TINY_SD_CHECKPOINT's, else the built-in one.
 
     Raises NoCheckpoint or BrokenCheckpoint. The path comes back absolute.
     """
     if named is None and env.get(VARIABLE):
         named = Path(env[VARIABLE])
-    path = named.expanduser().resolve() if named else make_random("test", DEFAULT)
+    path = named.expanduser().resolve() if named else DEFAULT
     check(path)
     return path
 
@@ -40,7 +40,7 @@ def check(path: Path) -> None:
     try:
         inspect(path)
     except CheckpointError as error:
-        advice = "; delete the folder to have it made again" if path == DEFAULT else ""
+        advice = "; bring it back with: git checkout -- checkpoints/demo" if path == DEFAULT else ""
         raise BrokenCheckpoint(f"{error}{advice}") from error
 
 
