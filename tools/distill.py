@@ -118,6 +118,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     learning(
         "--student-guidance", **_value("student_guidance", float, "SCALE", "at which the student is to be like it")
     )
+    learning(
+        "--negatives",
+        **_value("negatives", float, "SHARE", "of pictures that guidance leads away from another caption"),
+    )
     learning("--seed", **_value("seed", int, "N", "of everything drawn by chance"))
 
     machine = parser.add_argument_group("machine").add_argument

@@ -108,8 +108,9 @@ class Runner:
             ending = ended.ending
             raise ended.refusal from None
         except LeaseLost as error:
-            ending = Ending.CANCELLED
-            raise refusal_of(error) from None
+            away = error.__cause__  # the database, for longer than the lease
+            ending = Ending.FAILED if away else Ending.CANCELLED
+            raise refusal_of(away or error) from None
         except Exception as error:  # noqa: BLE001 - whatever it is, the credits go back
             # A fault of ours, or the database is gone for good; then the lease runs out and the sweep refunds.
             _log.exception("generation broke", generation=run.generation.id)

@@ -29,10 +29,10 @@ from local_server.install import ROOT
 AT_ONCE = "--spawn-rate=100"
 
 
-def wait_for_two(server: LocalServer) -> None:
-    """Until two generations are in flight."""
+def wait_for(generations: int, server: LocalServer) -> None:
+    """Until so many are in flight."""
     deadline = time.monotonic() + ANSWERS_S
-    while len(job_ids(server.http_url)) < 2:
+    while len(job_ids(server.http_url)) < generations:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -152,7 +152,7 @@ def test_ctrl_c_lets_the_workers_finish_and_reports(batching_server: LocalServer
     with change_of(batching_server.metrics_url) as change:
         options = ["--headless", "--processes=2", "--users=4", "--mix=long"]
         with running(batching_server, tmp_path, *options) as process:
-            wait_for_two(batching_server)
+            wait_for(2, batching_server)
             os.killpg(process.pid, signal.SIGINT)
             run = ended(process, tmp_path)
     assert run.code == 0, run.log
@@ -161,9 +161,9 @@ def test_ctrl_c_lets_the_workers_finish_and_reports(batching_server: LocalServer
 
 
 def test_a_worker_that_dies_is_not_passed_over(batching_server: LocalServer, tmp_path: Path) -> None:
-    options = ["--headless", "--processes=2", "--users=4", AT_ONCE, "--mix=draft"]
+    options = ["--headless", "--processes=2", "--users=4", AT_ONCE, "--mix=long"]
     with running(batching_server, tmp_path, *options) as process:
-        wait_for_two(batching_server)
+        wait_for(3, batching_server)  # of two users a worker, so that one is the other worker's
         psutil.Process(process.pid).children()[0].kill()
         process.send_signal(signal.SIGINT)
         run = ended(process, tmp_path)

@@ -208,13 +208,24 @@ def test_processes_that_read_ahead_change_nothing() -> None:
 
 
 def test_chance_is_spread_evenly() -> None:
-    batch = make_batches(size=20_000, caption_dropout=0.1)[0]
+    batch = make_batches(size=20_000, caption_dropout=0.1, negatives=0.25)[0]
     assert float((batch.texts == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
     assert (batch.timesteps.min(), batch.timesteps.max()) == (0, 999)
+    # Of the ten captions, which are as long as their numbers, one in four rows has any, and all alike.
+    shares = torch.bincount(batch.negatives) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.75, *[0.025] * 10]), atol=0.01)
     tenths = torch.bincount(batch.timesteps // 100, minlength=10) / 2000
     assert torch.allclose(tenths, torch.ones(10), atol=0.1)
     assert float(batch.noise.mean()) == pytest.approx(0, abs=0.01)
     assert float(batch.noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_negatives_change_nothing_else() -> None:
+    without, with_them = make_batches()[2], make_batches(negatives=1.0)[2]
+    assert without.negatives.tolist() == [0, 0, 0, 0]
+    assert with_them.negatives.min() > 0
+    for name in vars(without).keys() - {"negatives"}:
+        assert torch.equal(getattr(without, name), getattr(with_them, name))
 
 
 def test_sizes_take_turns() -> None:

@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -41,6 +40,8 @@ from distillation.trainer import train
 from local_server.install import ROOT
 from tiny_sd_client.parameters import parse
 from tiny_sd_engine.pipeline import Pipeline
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "text_encoder/model.safetensors"
@@ -93,14 +94,6 @@ def options(teacher: Path, latents: Path, tmp_path: Path) -> Options:
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would take most of the time, and one test looks at them."""
     monkeypatch.setattr(trainer, "plot", lambda *_: None)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """accelerate keeps one state for each process; a run is meant to have a process of its own."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def change(options: Options, **values: Any) -> Options:
@@ -323,6 +316,7 @@ def make_batches(networks: Networks, options: Options, **ways: Any) -> Batches:
         latent_shape=networks.latent_shape(networks.sizes[0]),
         timesteps=1000,
         caption_dropout=options.caption_dropout,
+        negatives=options.negatives,
         seed=options.seed,
     )
 
@@ -335,7 +329,6 @@ def make_lesson(networks: Networks, options: Options) -> tuple[Batches, Lesson]:
         networks,
         networks.student,
         Weights(options.w_task, options.w_out, options.w_feat),
-        empty=embeddings.read([""]),
         teacher_guidance=options.teacher_guidance,
         student_guidance=options.student_guidance,
         moments=latents.encode,
@@ -383,10 +376,16 @@ def test_a_guided_teacher_goes_from_no_caption_beyond_the_caption(options: Optio
     assert losses.total.item() == pytest.approx(losses.output.item() + 0.5 * losses.feature.item())
 
 
-def test_a_guided_student_is_to_be_like_the_teacher_at_its_own_scale(options: Options) -> None:
-    options = change(
-        options, teacher_guidance=1.5, student_guidance=6.0, w_task=0.0, w_feat=0.5, caption_dropout=0.0, cache=None
-    )
+def empty_texts(networks: Networks, rows: int) -> torch.Tensor:
+    """The tokens of no caption, so many times."""
+    ids: torch.Tensor = networks.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+    return ids.expand(rows, -1)
+
+
+@pytest.mark.parametrize("negatives", [0.0, 1.0])
+def test_a_guided_student_is_to_be_like_the_teacher_at_its_own_scale(options: Options, negatives: float) -> None:
+    scales = {"teacher_guidance": 1.5, "student_guidance": 6.0}
+    options = change(options, **scales, w_task=0.0, w_feat=0.5, caption_dropout=0.0, negatives=negatives, cache=None)
     networks = load_networks(options)
     batches, lesson = make_lesson(networks, options)
     losses = lesson.losses(batches[0])
@@ -396,12 +395,13 @@ def test_a_guided_student_is_to_be_like_the_teacher_at_its_own_scale(options: Op
     plain.losses(batches[0])
     hook.remove()
     ((latents, timesteps, embeddings),) = seen
-    empty = networks.text_encoder(networks.tokenizer([""], padding="max_length", return_tensors="pt").input_ids)[0]
+    assert bool(torch.equal(batches[0].negatives, empty_texts(networks, len(embeddings)))) == (not negatives)
+    away = networks.text_encoder(batches[0].negatives)[0]
     outputs: dict[str, list[torch.Tensor]] = {}
     features: dict[str, list[Mapping[str, torch.Tensor]]] = {}
     assert networks.teacher is not None
     for who, unet in (("student", networks.student), ("teacher", networks.teacher)):
-        for texts in (embeddings, empty.expand_as(embeddings)):
+        for texts in (embeddings, away):
             names = [getattr(pair, who) for pair in networks.pairs]
             with torch.no_grad(), watched(unet, names) as blocks:
                 outputs.setdefault(who, []).append(unet(latents, timesteps, texts).sample)

@@ -31,10 +31,12 @@ from local_server.install import ROOT
 
 _SEED = 0
 _PICTURES = "drawings:8000"
+_MORE_SIZES = (768, 1024)
 CURVES = ROOT / "docs" / "demo-checkpoint"
 _CARD = Path(__file__).with_name("card.md")
 
 _LAST_NOISE_BIAS = 0.5
+_NEGATIVES = 0.25
 _TEACHER_GUIDANCE, _STUDENT_GUIDANCE = 3.0, 7.5
 """The teacher's own pictures are best at low scales: its world is small, so a caption leaves little open, and guidance
 exaggerates. The student's are to be so at the documented default."""
@@ -43,10 +45,12 @@ STEPS = {
     "text": 1000,
     "teacher-256": 1500,
     "teacher-512": 1800,
-    "teacher": 2000,
+    "teacher-512-clean": 2000,
+    "teacher": 1200,
     "decoder": 1000,
     "student-first": 1800,
-    "student": 500,
+    "student-guided": 500,
+    "student": 1500,
     "ablation": 300,
 }
 """Of each training."""
@@ -113,25 +117,37 @@ def make_latents(work: Path, size: int) -> None:
 
 def make_teacher(work: Path) -> None:
     """The U-Net from scratch: ``work/teacher``. First on small pictures, and with an emphasis on much noise, in which
-    prompts are learned; last with less of it, so that pictures get clean.
+    prompts are learned; then with less of it, so that pictures get clean; last on larger pictures, too.
     """
-    for pixels in (256, 512):
+    for pixels in (256, 512, *_MORE_SIZES):
         make_latents(work, pixels)
-    text, small, large, teacher = (work / name for name in ("text", "teacher-256", "teacher-512", "teacher"))
-    train(_teacher(work, text, small, size=256, batch=32, noise_bias=2.0), resume=True)
+    small, large, clean, teacher = (
+        work / name for name in ("teacher-256", "teacher-512", "teacher-512-clean", "teacher")
+    )
+    train(_teacher(work, work / "text", small, size=256, batch=32, noise_bias=2.0), resume=True)
     train(_teacher(work, small, large, size=512, batch=16, noise_bias=1.0), resume=True)
-    train(_teacher(work, large, teacher, size=512, batch=16, noise_bias=_LAST_NOISE_BIAS), resume=True)
+    last = _teacher(work, large, clean, size=512, batch=16, noise_bias=_LAST_NOISE_BIAS)
+    train(last, resume=True)
+    larger = replace(last, checkpoint=clean, out=teacher, steps=STEPS["teacher"], more_sizes=_MORE_SIZES)
+    train(replace(larger, learning_rate=5e-4, noise_bias=1.0), resume=True)
 
 
 def make_student(work: Path) -> None:
     """The tiny student of the teacher: ``work/student``. First it learns to be like the teacher, then to be so at a
-    higher guidance scale.
+    higher guidance scale, and last on larger pictures and with negative prompts, too.
     """
     first = _student(work, "student-first", STEPS["student-first"])
     train(first, resume=True)
-    guided = {"teacher_guidance": _TEACHER_GUIDANCE, "student_guidance": _STUDENT_GUIDANCE}
-    last = _student(work, "student", STEPS["student"])
-    train(replace(last, start=first.out, learning_rate=3e-4, **guided), resume=True)
+    guided = replace(
+        _student(work, "student-guided", STEPS["student-guided"]),
+        start=first.out,
+        learning_rate=3e-4,
+        teacher_guidance=_TEACHER_GUIDANCE,
+        student_guidance=_STUDENT_GUIDANCE,
+    )
+    train(guided, resume=True)
+    last = replace(guided, checkpoint=work / "teacher", start=guided.out, out=work / "student", steps=STEPS["student"])
+    train(replace(last, more_sizes=_MORE_SIZES, negatives=_NEGATIVES), resume=True)
 
 
 def make_ablation(work: Path) -> None:
@@ -176,9 +192,10 @@ _CURVES: Mapping[str, Mapping[str, str]] = {
     "teacher": {
         "256 pixels": "teacher-256",
         "512 pixels": "teacher-512",
-        "less noise": "teacher",
+        "less noise": "teacher-512-clean",
+        "more sizes": "teacher",
     },
-    "student": {"first": "student-first", "guided": "student"},
+    "student": {"first": "student-first", "guided": "student-guided", "more sizes": "student"},
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }
 
@@ -232,7 +249,7 @@ def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, noise
 
 def _student(work: Path, name: str, steps: int) -> Options:
     return Options(
-        checkpoint=work / "teacher",
+        checkpoint=work / "teacher-512-clean",
         student="tiny",
         out=work / name,
         data=_PICTURES,

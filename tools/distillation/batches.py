@@ -24,6 +24,7 @@ class Batch:
 
     pictures: what `Batches.pictures` gives for its rows, as a tensor [rows, …]
     texts: what `Batches.texts` gives for its captions, [rows, …]
+    negatives: likewise for the texts that guidance leads away from, most of them empty
     posterior_noise: [rows, channels, height, width] float32; picks the latents from the VAE's distribution
     noise: the same shape; what the U-Net is to see through
     timesteps: [rows] int64
@@ -31,6 +32,7 @@ class Batch:
 
     pictures: Tensor
     texts: Tensor
+    negatives: Tensor
     posterior_noise: Tensor
     noise: Tensor
     timesteps: Tensor
@@ -62,6 +64,8 @@ class Batches(TorchDataset[Batch]):
     seed: int
     noise_bias: float = 0.0
     """Timesteps are drawn with a density in proportion to their power of this."""
+    negatives: float = 0.0
+    """Share of the rows whose guidance leads away from another picture's caption instead of none."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getitem__(self, number: int) -> Batch:
@@ -75,9 +79,13 @@ class Batches(TorchDataset[Batch]):
         noises = chance.standard_normal((2, self.size, *self.latent_shape), dtype=np.float32)
         wordings = [self.captions[row][chance.integers(len(self.captions[row]))] for row in rows]
         captions = ["" if drop else wording for drop, wording in zip(dropped, wordings, strict=True)]
+        led_away = chance.random(self.size) < self.negatives
+        others = chance.integers(len(self.captions), size=self.size)
+        negatives = [self.captions[other][0] if led else "" for led, other in zip(led_away, others, strict=True)]
         return Batch(
             pictures=self.pictures(rows),
             texts=self.texts(captions),
+            negatives=self.texts(negatives),
             posterior_noise=torch.from_numpy(noises[0]),
             noise=torch.from_numpy(noises[1]),
             timesteps=torch.from_numpy(timesteps),

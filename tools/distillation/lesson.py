@@ -23,7 +23,6 @@ class Lesson:
         student: Callable[..., Any],
         weights: Weights,
         *,
-        empty: Tensor,
         teacher_guidance: float = 1.0,
         student_guidance: float = 1.0,
         moments: Callable[[Tensor], Tensor],
@@ -31,7 +30,6 @@ class Lesson:
     ) -> None:
         """student: `networks.student` itself, or what accelerate made of it: (latents, timesteps, embeddings) → output
 
-        empty: the text of no caption, as a batch holds texts: [1, …]
         teacher_guidance, student_guidance: scales at which their predictions are compared
         moments: from a batch's pictures to the mean and log variance of their latents, [rows, 2 · channels, h, w]
         embeddings: from a batch's texts to [rows, tokens, width]
@@ -39,7 +37,6 @@ class Lesson:
         self._networks = networks
         self._student = student
         self._weights = weights
-        self._empty = empty
         self._teacher_guidance = teacher_guidance
         self._student_guidance = student_guidance
         self._moments = moments
@@ -56,41 +53,38 @@ class Lesson:
             target = batch.noise
         embeddings = self._embeddings(batch.texts)
         with watched(networks.student, [pair.student for pair in networks.pairs]) as ours:
-            prediction = self._ask_student(seen, batch.timesteps, embeddings)
+            prediction = self._ask_student(seen, batch, embeddings)
         if networks.teacher is None:
             return task_loss(prediction, target)
-        taught, theirs = self._ask_teacher(seen, batch.timesteps, embeddings)
+        taught, theirs = self._ask_teacher(seen, batch, embeddings)
         features = [(ours[pair.student], theirs[pair.teacher]) for pair in networks.pairs]
         return distillation_loss(prediction, target, taught, features, self._weights)
 
-    def _ask_student(self, seen: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """The student's prediction at its guidance scale; above or below 1 its blocks see every row without a caption
-        as well, after those with one.
+    def _ask_student(self, seen: Tensor, batch: Batch, embeddings: Tensor) -> Tensor:
+        """The student's prediction at its guidance scale; above or below 1 its blocks see every row with its negative
+        as well, after those with the captions.
         """
         if self._student_guidance == 1:
-            alone: Tensor = self._student(seen, timesteps, embeddings).sample
+            alone: Tensor = self._student(seen, batch.timesteps, embeddings).sample
             return alone
-        texts = torch.cat([embeddings, self._no_captions(seen)])
-        told, free = self._student(seen.repeat(2, 1, 1, 1), timesteps.repeat(2), texts).sample.float().chunk(2)
+        texts = torch.cat([embeddings, self._embeddings(batch.negatives)])
+        told, free = self._student(seen.repeat(2, 1, 1, 1), batch.timesteps.repeat(2), texts).sample.float().chunk(2)
         return torch.lerp(free, told, self._student_guidance)
 
     @torch.no_grad()
-    def _ask_teacher(self, seen: Tensor, timesteps: Tensor, embeddings: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def _ask_teacher(self, seen: Tensor, batch: Batch, embeddings: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The teacher's prediction at its guidance scale, and what its paired blocks would give a student that is like
         it at its own.
         """
-        taught, theirs = self._run_teacher(seen, timesteps, embeddings)
+        taught, theirs = self._run_teacher(seen, batch.timesteps, embeddings)
         if self._teacher_guidance == self._student_guidance == 1:
             return taught, theirs
-        free, without = self._run_teacher(seen, timesteps, self._no_captions(seen))
+        free, without = self._run_teacher(seen, batch.timesteps, self._embeddings(batch.negatives))
         share = self._teacher_guidance / self._student_guidance
         guided = {name: torch.lerp(without[name], output, share) for name, output in theirs.items()}
         if self._student_guidance != 1:
             guided = {name: torch.cat([output, without[name]]) for name, output in guided.items()}
         return torch.lerp(free, taught, self._teacher_guidance), guided
-
-    def _no_captions(self, seen: Tensor) -> Tensor:
-        return self._embeddings(self._empty.to(seen.device)).expand(len(seen), -1, -1)
 
     def _run_teacher(self, seen: Tensor, timesteps: Tensor, embeddings: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         teacher, names = self._networks.teacher, [pair.teacher for pair in self._networks.pairs]

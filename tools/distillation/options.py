@@ -58,6 +58,9 @@ class Options:
     """The student starts from random weights instead of the teacher's."""
     start: Path | None = None
     """Diffusers folder with a student of the same cut, whose weights are the first ones."""
+    negatives: float = 0.0
+    """Share of the pictures whose captions are compared with another picture's instead of none, by guidance: as people
+    use negative prompts."""
     train_text_encoder: bool = False
     caption_dropout: float = 0.1
     """Share of the captions replaced by the empty one, so that guidance has something to compare with."""
@@ -78,8 +81,9 @@ class Options:
         self._at_least(0, "warmup", "noise_bias", "w_task", "w_out", "w_feat", "teacher_guidance", "seed", "workers")
         if not 0 <= self.ema < 1:
             raise UnfitOptions(f"ema is {self.ema}; it must be 0 (none) or a decay below 1")
-        if not 0 <= self.caption_dropout <= 1:
-            raise UnfitOptions(f"caption-dropout is {self.caption_dropout}; it must lie in 0 to 1")
+        for name in ("caption_dropout", "negatives"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UnfitOptions(f"{name.replace('_', '-')} is {getattr(self, name)}; it must lie in 0 to 1")
         if self.student_guidance <= 0:
             raise UnfitOptions(f"student-guidance is {self.student_guidance}; it must be greater than 0")
         if self.learning_rate <= 0 or self.clip <= 0:

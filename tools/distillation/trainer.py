@@ -71,7 +71,6 @@ class Run:
         )
         self._average = EMAModel(self._parameters(), decay=options.ema, foreach=True) if options.ema else None
         self._optimizer, *self._prepared = accelerator.prepare(optimizer, *self._trained.values())
-        self._most_latents = math.prod(networks.latent_shape(max(networks.sizes))[1:])
         self._batches, self._lesson = self._prepare_lessons(networks)
         accelerator.register_for_checkpointing(self._schedule, *filter(None, [self._average]))
         self._step = state.restore(accelerator, self._training)
@@ -107,6 +106,7 @@ class Run:
                     caption_dropout=options.caption_dropout,
                     seed=options.seed + place,  # else all sizes would begin with the same noise
                     noise_bias=options.noise_bias,
+                    negatives=options.negatives,
                 )
                 for place, (size, way) in enumerate(zip(networks.sizes, latents, strict=True))
             ]
@@ -115,7 +115,6 @@ class Run:
             networks,
             student,
             Weights(options.w_task, options.w_out, options.w_feat),
-            empty=embeddings.read([""]),
             teacher_guidance=options.teacher_guidance,
             student_guidance=options.student_guidance,
             moments=latents[0].encode,
@@ -127,7 +126,7 @@ class Run:
         """Take the steps that are left, and save."""
         batches = self._remaining_batches()
         advance = self._reporter.begin("Training", self._options.steps, self._step)
-        with Record(self._training / "losses.jsonl", after=self._step) as record, self._attention():
+        with Record(self._training / "losses.jsonl", after=self._step) as record:
             while self._step < self._options.steps:
                 entry = self._take_step(batches)
                 record.add(entry)
@@ -136,20 +135,20 @@ class Run:
                     self._save()
         self._save()
 
-    def _attention(self) -> AbstractContextManager[None]:
+    def _attention(self, batch: Batch) -> AbstractContextManager[None]:
         """Which kernel computes attention.
 
         On a CPU the fused one is slow backwards; on few latents plain matrix products took 0.7 of a whole step's time.
         """
-        plain = self._accelerator.device.type == "cpu" and self._most_latents <= _FEW_LATENTS
-        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+        few = math.prod(batch.noise.shape[2:]) <= _FEW_LATENTS
+        return sdpa_kernel(SDPBackend.MATH) if few and batch.noise.device.type == "cpu" else nullcontext()
 
     def _take_step(self, batches: Iterator[Batch]) -> Entry:
         began = time.perf_counter()
         parts = torch.zeros(4, device=self._accelerator.device)
         for _ in range(self._options.accumulate):
             batch = next(batches).to(self._accelerator.device)
-            with self._accelerator.accumulate(*self._prepared):
+            with self._accelerator.accumulate(*self._prepared), self._attention(batch):
                 losses = self._lesson.losses(batch)
                 self._accelerator.backward(losses.total)
                 if self._accelerator.sync_gradients:

@@ -13,6 +13,8 @@ from fake_triton import INFER_S, decoded, picture
 from running_gateway import PROMPT, SLUG, RunningGateway, StartGateway, wait_until
 
 from tiny_sd_client import Busy, Cancelled, DeadlineExceeded, InvalidParameter, ServerFault, Unavailable
+from tiny_sd_gateway import leases
+from tiny_sd_gateway.faults import DatabaseUnavailable
 
 PATH = f"/v1/{SLUG}"
 DOCUMENTED_SAMPLE = {
@@ -268,6 +270,22 @@ def test_a_caller_who_leaves_cancels_and_is_not_charged(gateway: RunningGateway)
     assert gateway.balance() == 99_000
     connection.close()
     gateway.triton.wait_for_in_flight(0)
+    assert gateway.triton.broken_off == [gateway.triton.asked[0].job_id]
+    wait_until(lambda: gateway.balance() == 100_000)
+
+
+def test_a_database_that_is_away_for_longer_than_the_lease_is_told_as_that(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: object) -> None:
+        raise DatabaseUnavailable("secret-host: gone")
+
+    gateway = start_gateway(lease_s=0.3)
+    gateway.triton.held.add("held")
+    monkeypatch.setattr(leases, "heartbeat", gone)
+    answer = gateway.post(PATH, json={"prompt": "held"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "database cannot be reached" in answer.json()["error"]
     assert gateway.triton.broken_off == [gateway.triton.asked[0].job_id]
     wait_until(lambda: gateway.balance() == 100_000)
 
