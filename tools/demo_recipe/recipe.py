@@ -45,12 +45,13 @@ STEPS = {
     "text": 1000,
     "teacher-256": 1500,
     "teacher-512": 1800,
-    "teacher-512-clean": 2000,
-    "teacher": 1200,
+    "teacher": 2000,
+    "teacher-sizes": 1200,
     "decoder": 1000,
     "student-first": 1800,
     "student-guided": 500,
-    "student": 1500,
+    "student-sizes": 1500,
+    "student": 500,
     "ablation": 300,
 }
 """Of each training."""
@@ -117,24 +118,24 @@ def make_latents(work: Path, size: int) -> None:
 
 def make_teacher(work: Path) -> None:
     """The U-Net from scratch: ``work/teacher``. First on small pictures, and with an emphasis on much noise, in which
-    prompts are learned; then with less of it, so that pictures get clean; last on larger pictures, too.
+    prompts are learned; then with less of it, so that pictures get clean. And ``work/teacher-sizes``, which learned
+    larger pictures, too.
     """
     for pixels in (256, 512, *_MORE_SIZES):
         make_latents(work, pixels)
-    small, large, clean, teacher = (
-        work / name for name in ("teacher-256", "teacher-512", "teacher-512-clean", "teacher")
-    )
+    small, large, teacher, sizes = (work / name for name in ("teacher-256", "teacher-512", "teacher", "teacher-sizes"))
     train(_teacher(work, work / "text", small, size=256, batch=32, noise_bias=2.0), resume=True)
     train(_teacher(work, small, large, size=512, batch=16, noise_bias=1.0), resume=True)
-    last = _teacher(work, large, clean, size=512, batch=16, noise_bias=_LAST_NOISE_BIAS)
-    train(last, resume=True)
-    larger = replace(last, checkpoint=clean, out=teacher, steps=STEPS["teacher"], more_sizes=_MORE_SIZES)
+    usual = _teacher(work, large, teacher, size=512, batch=16, noise_bias=_LAST_NOISE_BIAS)
+    train(usual, resume=True)
+    larger = replace(usual, checkpoint=teacher, out=sizes, steps=STEPS[sizes.name], more_sizes=_MORE_SIZES)
     train(replace(larger, learning_rate=5e-4, noise_bias=1.0), resume=True)
 
 
 def make_student(work: Path) -> None:
     """The tiny student of the teacher: ``work/student``. First it learns to be like the teacher, then to be so at a
-    higher guidance scale, and last on larger pictures and with negative prompts, too.
+    higher guidance scale, then on larger pictures and with negative prompts, too; last the usual size once more, of the
+    teacher that knows only that and is better at it.
     """
     first = _student(work, "student-first", STEPS["student-first"])
     train(first, resume=True)
@@ -146,8 +147,11 @@ def make_student(work: Path) -> None:
         student_guidance=_STUDENT_GUIDANCE,
     )
     train(guided, resume=True)
-    last = replace(guided, checkpoint=work / "teacher", start=guided.out, out=work / "student", steps=STEPS["student"])
-    train(replace(last, more_sizes=_MORE_SIZES, negatives=_NEGATIVES), resume=True)
+    usual = replace(guided, negatives=_NEGATIVES, learning_rate=2e-4)
+    sizes = work / "student-sizes"
+    larger = replace(guided, checkpoint=work / "teacher-sizes", start=guided.out, out=sizes, steps=STEPS[sizes.name])
+    train(replace(larger, more_sizes=_MORE_SIZES, negatives=_NEGATIVES), resume=True)
+    train(replace(usual, start=sizes, out=work / "student", steps=STEPS["student"]), resume=True)
 
 
 def make_ablation(work: Path) -> None:
@@ -192,10 +196,10 @@ _CURVES: Mapping[str, Mapping[str, str]] = {
     "teacher": {
         "256 pixels": "teacher-256",
         "512 pixels": "teacher-512",
-        "less noise": "teacher-512-clean",
-        "more sizes": "teacher",
+        "less noise": "teacher",
+        "more sizes": "teacher-sizes",
     },
-    "student": {"first": "student-first", "guided": "student-guided", "more sizes": "student"},
+    "student": {"first": "student-first", "guided": "student-guided", "sizes": "student-sizes", "512 again": "student"},
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }
 
@@ -249,7 +253,7 @@ def _teacher(work: Path, start: Path, out: Path, *, size: int, batch: int, noise
 
 def _student(work: Path, name: str, steps: int) -> Options:
     return Options(
-        checkpoint=work / "teacher-512-clean",
+        checkpoint=work / "teacher",
         student="tiny",
         out=work / name,
         data=_PICTURES,
