@@ -90,6 +90,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="batches of these sizes too, in turn, with fewer of larger pictures",
     )
     data(
+        "--more-sizes-teacher",
+        type=Path,
+        metavar="DIR",
+        help="the teacher of these, if another: a folder with a U-Net of the same architecture",
+    )
+    data(
         "--cache-latents",
         dest="cache",
         type=Path,

@@ -33,21 +33,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
 def test_pictures_show_the_shapes_colours_and_backgrounds_of_prompts_held_out_from_training(
     server: LocalServer,
 ) -> None:
-    orders = held_out_orders(24, seed=11, landscapes=False)
+    orders = held_out_orders(20, seed=11, landscapes=False)
     with by_server(f"grpc://{server.grpc_url}") as paint:
         shares = accuracy(grade_all(paint, orders))
     assert {name: str(shares[name]) for name, least in LEAST.items() if shares[name].value < least} == {}
 
 
-def test_a_negative_prompt_keeps_its_colour_out_of_the_background(server: LocalServer) -> None:
-    free = [Order("a white circle", seed, scene=Shapes(shape="circle")) for seed in range(24)]
-    forbidden = [replace(order, negative_prompt="blue") for order in free]
+def test_a_negative_prompt_keeps_out_what_it_names(server: LocalServer) -> None:
+    free = [Order("a white circle", seed, scene=Shapes(shape="circle")) for seed in range(12)]
+    forbidden = [replace(order, negative_prompt="a blue background") for order in free]
     with by_server(f"grpc://{server.grpc_url}") as paint:
         without, with_it = (
             sum(picture.reading.background == "blue" for picture in grade_all(paint, orders))
             for orders in (free, forbidden)
         )
-    assert with_it < without
+    assert with_it < without / 2
 
 
 def test_diffusers_makes_the_same_picture_of_it(server: LocalServer) -> None:

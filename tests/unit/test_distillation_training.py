@@ -512,8 +512,30 @@ def test_a_student_starts_from_an_earlier_one(options: Options, teacher: Path, t
     assert all(torch.equal(begun[name], weight) for name, weight in load_file(options.out / UNET).items())
     train(later)
     assert losses(later)[0] != losses(options)[0]
-    with pytest.raises(UnfitOptions, match=f"^start: the U-Net of {teacher} has other blocks than the student$"):
+    with pytest.raises(UnfitOptions, match=f"^start: the U-Net of {teacher} has other blocks than "):
         load_networks(change(options, start=teacher))
+
+
+def test_larger_pictures_may_have_a_teacher_of_their_own(options: Options, teacher: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    torch.manual_seed(1)
+    UNet2DConditionModel(**FOUR_LEVELS).save_pretrained(other / "unet")
+    options = change(options, more_sizes=(192,), more_sizes_teacher=other, cache=None)
+    networks = load_networks(options)
+    expected = load_file(other / UNET)
+    assert networks.more_sizes_teacher is not None
+    assert all(torch.equal(expected[name], it) for name, it in networks.more_sizes_teacher.state_dict().items())
+    asked: list[str] = []
+    for name in ("teacher", "more_sizes_teacher"):
+        getattr(networks, name).register_forward_pre_hook(lambda *_, name=name: asked.append(name))
+    batches, lesson = make_lesson(networks, options)
+    lesson.losses(batches[0])
+    latents = latents_each_time(networks, Drawings(10), 192)
+    larger = dataclasses.replace(batches, pictures=latents.read, latent_shape=networks.latent_shape(192))
+    lesson.losses(larger[0])
+    assert asked == ["teacher", "more_sizes_teacher"]
+    assert not any(weight.requires_grad for weight in networks.more_sizes_teacher.parameters())
 
 
 def test_a_teacher_is_trained_from_scratch_with_its_text_encoder(options: Options, teacher: Path) -> None:
@@ -572,6 +594,7 @@ def test_the_command_trains_what_it_is_told_to(
         (["--student", "tiny", "--fresh", "--start", "/nowhere"], "give one of them"),
         (["--student", "tiny", "--start", "/nowhere"], "/nowhere: no such folder"),
         (["--student", "tiny", "--train-text-encoder"], "goes with --no-teacher"),
+        (["--student", "tiny", "--more-sizes-teacher", "/nowhere"], "goes with --more-sizes"),
         (["--student", "tiny", "--batch", "0"], "batch is 0; at least 1 is needed"),
         (["--student", "tiny", "--ema", "1"], "ema is 1.0"),
         (["--student", "tiny", "--lr", "0"], "greater than 0"),

@@ -53,7 +53,7 @@ class Draughtsman:
             return Shapes(shape="ring", colour="black", background="white")
         scene = replace(parse(order.prompt), variation=order.seed)
         if isinstance(scene, Shapes) and not scene.background:
-            colours = [colour for colour in ("red", "blue") if colour != order.negative_prompt]
+            colours = [colour for colour in ("red", "blue") if f"a {colour} background" != order.negative_prompt]
             scene = replace(scene, background=colours[order.seed % len(colours)])
         return scene
 

@@ -51,7 +51,7 @@ STEPS = {
     "student-first": 1800,
     "student-guided": 500,
     "student-sizes": 1500,
-    "student": 500,
+    "student": 800,
     "ablation": 300,
 }
 """Of each training."""
@@ -134,8 +134,8 @@ def make_teacher(work: Path) -> None:
 
 def make_student(work: Path) -> None:
     """The tiny student of the teacher: ``work/student``. First it learns to be like the teacher, then to be so at a
-    higher guidance scale, then on larger pictures and with negative prompts, too; last the usual size once more, of the
-    teacher that knows only that and is better at it.
+    higher guidance scale, then on larger pictures and with negative prompts, too; last the usual size again of the
+    teacher that learned no other and is better at it.
     """
     first = _student(work, "student-first", STEPS["student-first"])
     train(first, resume=True)
@@ -147,11 +147,18 @@ def make_student(work: Path) -> None:
         student_guidance=_STUDENT_GUIDANCE,
     )
     train(guided, resume=True)
-    usual = replace(guided, negatives=_NEGATIVES, learning_rate=2e-4)
-    sizes = work / "student-sizes"
-    larger = replace(guided, checkpoint=work / "teacher-sizes", start=guided.out, out=sizes, steps=STEPS[sizes.name])
-    train(replace(larger, more_sizes=_MORE_SIZES, negatives=_NEGATIVES), resume=True)
-    train(replace(usual, start=sizes, out=work / "student", steps=STEPS["student"]), resume=True)
+    larger = replace(
+        guided,
+        checkpoint=work / "teacher-sizes",
+        start=guided.out,
+        out=work / "student-sizes",
+        steps=STEPS["student-sizes"],
+        more_sizes=_MORE_SIZES,
+        negatives=_NEGATIVES,
+    )
+    train(larger, resume=True)
+    both = replace(larger, checkpoint=work / "teacher", more_sizes_teacher=work / "teacher-sizes")
+    train(replace(both, start=larger.out, out=work / "student", steps=STEPS["student"]), resume=True)
 
 
 def make_ablation(work: Path) -> None:
@@ -199,7 +206,12 @@ _CURVES: Mapping[str, Mapping[str, str]] = {
         "less noise": "teacher",
         "more sizes": "teacher-sizes",
     },
-    "student": {"first": "student-first", "guided": "student-guided", "sizes": "student-sizes", "512 again": "student"},
+    "student": {
+        "first": "student-first",
+        "guided": "student-guided",
+        "sizes": "student-sizes",
+        "two teachers": "student",
+    },
     "ablation": {"all": "student-short", "no features": "no-features", "no teacher": "no-teacher"},
 }
 

@@ -87,7 +87,9 @@ class Lesson:
         return torch.lerp(free, taught, self._teacher_guidance), guided
 
     def _run_teacher(self, seen: Tensor, timesteps: Tensor, embeddings: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        teacher, names = self._networks.teacher, [pair.teacher for pair in self._networks.pairs]
+        networks, names = self._networks, [pair.teacher for pair in self._networks.pairs]
+        usual = tuple(seen.shape[1:]) == networks.latent_shape(networks.sizes[0])
+        teacher = networks.teacher if usual else networks.more_sizes_teacher
         assert teacher is not None
         with watched(teacher, names) as outputs:
             prediction = teacher(seen.to(teacher.dtype), timesteps, embeddings.to(teacher.dtype)).sample

@@ -38,6 +38,8 @@ class Networks:
 
     student: UNet2DConditionModel
     teacher: UNet2DConditionModel | None
+    more_sizes_teacher: UNet2DConditionModel | None
+    """Of all sizes but the first; the same as `teacher`, or another one."""
     pairs: tuple[BlockPair, ...]
     """Blocks of student and teacher that are compared; none without a teacher."""
     text_encoder: CLIPTextModel
@@ -77,14 +79,17 @@ def load_networks(options: Options) -> Networks:
         torch.manual_seed(options.seed)
         student = UNet2DConditionModel.from_config(student.config).to(memory_format=torch.channels_last)
     if options.start:
-        student = _same_cut(options.start, student)
+        student = _load_like(student, options.start, "start")
+    teacher = unet if options.taught else None
+    other = options.more_sizes_teacher
     text_encoder = load_text_encoder(folder, _CPU)
     if options.train_text_encoder:
         text_encoder.train().requires_grad_(True)
     pairs = () if options.student == "same" else block_pairs(len(unet.down_blocks), options.student)
     return Networks(
         student=student.train().requires_grad_(True),
-        teacher=unet if options.taught else None,
+        teacher=teacher,
+        more_sizes_teacher=_load_like(unet, other, "more-sizes-teacher").requires_grad_(False) if other else teacher,
         pairs=pairs if options.taught else (),
         text_encoder=text_encoder,
         tokenizer=load_tokenizer(folder),
@@ -96,13 +101,14 @@ def load_networks(options: Options) -> Networks:
     )
 
 
-def _same_cut(folder: Path, cut: UNet2DConditionModel) -> UNet2DConditionModel:
+def _load_like(expected: UNet2DConditionModel, folder: Path, option: str) -> UNet2DConditionModel:
+    """The U-Net of a folder, if it has the same weights by name and shape. Raises UnfitOptions."""
     inspect(folder)
-    earlier = load_unet(folder, _CPU)
-    ours, theirs = ({name: weight.shape for name, weight in net.state_dict().items()} for net in (cut, earlier))
+    loaded = load_unet(folder, _CPU)
+    ours, theirs = ({name: weight.shape for name, weight in net.state_dict().items()} for net in (expected, loaded))
     if ours != theirs:
-        raise UnfitOptions(f"start: the U-Net of {folder} has other blocks than the student")
-    return earlier
+        raise UnfitOptions(f"{option}: the U-Net of {folder} has other blocks than the one whose place it takes")
+    return loaded
 
 
 def copy_components(checkpoint: Path, out: Path, *, trained: frozenset[str]) -> None:

@@ -30,6 +30,8 @@ class Options:
     """Edge of the pictures in pixels; None: what the U-Net's configuration says."""
     more_sizes: tuple[int, ...] = ()
     """Further ones. Batches take turns; of larger pictures they hold fewer, in about as many pixels."""
+    more_sizes_teacher: Path | None = None
+    """Diffusers folder with another U-Net of the checkpoint's architecture, which teaches these; None: the same one."""
     steps: int = 10_000
     batch: int = 16
     accumulate: int = 1
@@ -92,6 +94,8 @@ class Options:
             raise UnfitOptions("fresh is a start from nothing, and start one from a folder; give one of them")
         if self.taught and self.student == "same":
             raise UnfitOptions("a student that is the same as its teacher learns nothing from it; add --no-teacher")
+        if self.more_sizes_teacher and not (self.taught and self.more_sizes):
+            raise UnfitOptions("more-sizes-teacher goes with --more-sizes, and with a teacher")
         if self.taught and self.train_text_encoder:
             raise UnfitOptions("the teacher needs its own text encoder; --train-text-encoder goes with --no-teacher")
 

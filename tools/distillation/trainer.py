@@ -227,11 +227,11 @@ def _accelerator(options: Options) -> Accelerator:
 
 
 def _place(networks: Networks, accelerator: Accelerator) -> None:
-    """Bring the networks to the device; the teacher in the precision that the student computes in."""
+    """Bring the networks to the device; teachers in the precision that the student computes in."""
     for network in (networks.student, networks.text_encoder, networks.vae):
         network.to(accelerator.device)
-    if networks.teacher is not None:
-        networks.teacher.to(accelerator.device, _PRECISIONS[accelerator.mixed_precision])
+    for teacher in filter(None, (networks.teacher, networks.more_sizes_teacher)):
+        teacher.to(accelerator.device, _PRECISIONS[accelerator.mixed_precision])
 
 
 def _recent(entries: list[Entry]) -> float:

@@ -10,7 +10,7 @@ from evaluation.grading import Graded, Share, accuracy, grade_all
 from evaluation.orders import Order, Painter
 
 NEGATIVES = ("red", "blue", "green")
-"""Colours that the check of negative prompts forbids."""
+"""Colours of backgrounds that the check of negative prompts forbids."""
 _OPEN_PROMPT = "a white circle"
 
 Report = Callable[[str, int, int], None]
@@ -56,14 +56,16 @@ def by_guidance(paint: Painter, orders: Sequence[Order], report: Report) -> list
 
 
 def forbid_colours(paint: Painter, orders: Sequence[Order], report: Report) -> list[Forbidden]:
-    """Circles on any background, without a negative prompt and with each of `NEGATIVES`, otherwise as ordered."""
+    """Circles on any background, without a negative prompt and with the background of each of `NEGATIVES`, otherwise as
+    ordered. The colour alone would not do: in captions it is a thing's, whose background has another.
+    """
     scene = Shapes(shape="circle", colour="white")
     free = [replace(order, prompt=_OPEN_PROMPT, scene=scene) for order in orders]
     without = _follow(paint, free, "no negative prompt", report)
     found = []
     for colour in NEGATIVES:
-        orders = [replace(order, negative_prompt=colour) for order in free]
-        forbidden = _follow(paint, orders, f"negative prompt {colour}", report)
+        negative = f"a {colour} background"
+        forbidden = _follow(paint, [replace(order, negative_prompt=negative) for order in free], f"no {colour}", report)
         found.append(Forbidden(colour, _on(colour, without), _on(colour, forbidden)))
     return found
 

@@ -87,7 +87,7 @@ def _sections(findings: Findings) -> Iterator[tuple[str, Table]]:
         yield "Guidance", _accuracies("", findings.guidance)
     if findings.forbidden:
         rows = [[f.colour, str(f.without), str(f.with_it)] for f in findings.forbidden]
-        columns = ["colour", "share of backgrounds that have it", "with it as negative prompt"]
+        columns = ["colour", "share of backgrounds that have it", "with such a one as negative prompt"]
         yield "Negative prompts, where the prompt leaves the background open", Table(columns, rows)
     if findings.contenders:
         yield "Side by side", _comparison(*findings.contenders)
