@@ -389,7 +389,7 @@ def test_a_guided_student_is_to_be_like_the_teacher_at_its_own_scale(options: Op
     networks = load_networks(options)
     batches, lesson = make_lesson(networks, options)
     losses = lesson.losses(batches[0])
-    _, plain = make_lesson(networks, change(options, teacher_guidance=1.0, student_guidance=1.0))
+    _, plain = make_lesson(networks, change(options, teacher_guidance=1.0, student_guidance=1.0, negatives=0.0))
     seen: list[tuple[torch.Tensor, ...]] = []
     hook = networks.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     plain.losses(batches[0])
@@ -599,6 +599,7 @@ def test_the_command_trains_what_it_is_told_to(
         (["--student", "tiny", "--ema", "1"], "ema is 1.0"),
         (["--student", "tiny", "--lr", "0"], "greater than 0"),
         (["--student", "tiny", "--caption-dropout", "2"], "must lie in 0 to 1"),
+        (["--student", "tiny", "--negatives", "0.5"], "go with a guidance scale other than 1"),
         (["--student", "tiny", "--size", "100"], "a multiple of 16"),
         (["--student", "tiny", "--precision", "fp16", "--device", "CPU"], "fp16: needs a GPU"),
         (["--student", "tiny", "--data", "folder:/nowhere"], "/nowhere: no such folder"),

@@ -94,6 +94,10 @@ class Options:
             raise UnfitOptions("fresh is a start from nothing, and start one from a folder; give one of them")
         if self.taught and self.student == "same":
             raise UnfitOptions("a student that is the same as its teacher learns nothing from it; add --no-teacher")
+        if self.negatives and self.teacher_guidance == self.student_guidance == 1:
+            raise UnfitOptions(
+                "negatives are what guidance leads away from; they go with a guidance scale other than 1"
+            )
         if self.more_sizes_teacher and not (self.taught and self.more_sizes):
             raise UnfitOptions("more-sizes-teacher goes with --more-sizes, and with a teacher")
         if self.taught and self.train_text_encoder:
