@@ -63,4 +63,5 @@ def test_the_folder_is_whole_small_and_says_where_it_comes_from() -> None:
     verify(DEFAULT, lambda _what, _outcome: None)
     files = [path for path in Path(DEFAULT).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
+    assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
     assert "license: apache-2.0" in (DEFAULT / "README.md").read_text()

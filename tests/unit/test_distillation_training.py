@@ -126,6 +126,7 @@ def test_a_run_makes_a_checkpoint_that_can_be_served(options: Options, teacher: 
         parse({"prompt": "a red circle", "seed": 3, "img_width": 64, "img_height": 64}, (64,))
     )
     assert made.pixels[0].shape == (64, 64, 3)
+    assert str(teacher) not in (out / "unet" / "config.json").read_text()
     for component in ("vae", "text_encoder", "tokenizer", "scheduler"):
         for file in (teacher / component).iterdir():
             assert (out / component / file.name).read_bytes() == file.read_bytes()

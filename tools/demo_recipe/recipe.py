@@ -22,6 +22,7 @@ from demo_recipe.networks import write_untrained
 from distillation.cache import stored
 from distillation.data import open_pictures
 from distillation.encoders import latents_file
+from distillation.networks import write_component
 from distillation.options import Options
 from distillation.plot import plot
 from distillation.record import Record, read
@@ -71,7 +72,7 @@ def make_decoder(work: Path) -> None:
     plan = autoencoder.Plan(steps=STEPS["decoder"])
     with _bar(plan.steps) as tell:
         autoencoder.train(model, plan, work / "decoder", tell)
-    model.save_pretrained(work / "decoder" / "vae")
+    write_component(model, work / "decoder" / "vae")
 
 
 def make_text_encoder(work: Path) -> None:

@@ -122,10 +122,14 @@ def copy_components(checkpoint: Path, out: Path, *, trained: frozenset[str]) -> 
     shutil.copy2(checkpoint / "model_index.json", out)
 
 
-def write_component(network: UNet2DConditionModel | CLIPTextModel, folder: Path) -> None:
+def write_component(network: UNet2DConditionModel | AutoencoderKL | CLIPTextModel, folder: Path) -> None:
     """Write a network's configuration and weights, float32; each file is replaced whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as directory:
         network.save_pretrained(directory, safe_serialization=True)
+        config = Path(directory, "config.json")
+        values = json.loads(config.read_text(encoding="utf-8"))
+        values.pop("_name_or_path", None)  # where this machine had the first weights
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for file in Path(directory).iterdir():
             file.replace(folder / file.name)
