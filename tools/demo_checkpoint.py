@@ -16,7 +16,7 @@ from local_server.install import ROOT
 from serve import QUIET
 
 WORK = ROOT / ".cache" / "demo"
-_PARTS = ("encoder", "text", "teacher", "decoder", "student", "pack", "ablation", "whole", "curves")
+_PARTS = ("encoder", "text", "teacher", "decoder", "student", "words", "pack", "ablation", "whole", "curves")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

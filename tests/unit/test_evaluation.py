@@ -53,8 +53,9 @@ class Draughtsman:
             return Shapes(shape="ring", colour="black", background="white")
         scene = replace(parse(order.prompt), variation=order.seed)
         if isinstance(scene, Shapes) and not scene.background:
-            colours = [colour for colour in ("red", "blue") if f"a {colour} background" != order.negative_prompt]
-            scene = replace(scene, background=colours[order.seed % len(colours)])
+            colours = [colour for colour in ("red", "blue") if colour != order.negative_prompt]
+            both = colours[order.seed % len(colours)], "yellow" if order.seed == 4 else "white"
+            scene = replace(scene, background=both[0], colour=both[1])
         return scene
 
 
@@ -143,14 +144,15 @@ def test_a_painter_that_ignores_its_prompts_without_guidance_is_found_out():
     assert with_it.accuracy[EVERYTHING].hits == 10
 
 
-def test_negative_prompts_are_checked_where_the_background_is_open():
+def test_negative_prompts_are_checked_where_all_colours_are_open():
     paint = Draughtsman()
     found = {f.colour: f for f in forbid_colours(paint, held_out_orders(10, seed=0, landscapes=False), silent)}
     assert set(found) == set(NEGATIVES)
     assert (found["red"].without, found["red"].with_it) == (Share(5, 10), Share(0, 10))
     assert (found["green"].without, found["green"].with_it) == (Share(0, 10), Share(0, 10))
-    assert {order.prompt for order in paint.asked} == {"a white circle"}
-    assert [order.seed for order in paint.asked] == [*range(10)] * 4
+    assert (found["yellow"].without, found["yellow"].with_it) == (Share(1, 10), Share(1, 10))
+    assert {(order.prompt, order.negative_prompt) for order in paint.asked} == {("a circle", c) for c in ("", *NEGATIVES)}
+    assert [order.seed for order in paint.asked] == [*range(10)] * 5
 
 
 def test_progress_is_reported_picture_by_picture():

@@ -25,7 +25,7 @@ from distillation.encoders import latents_file
 from distillation.networks import write_component
 from distillation.options import Options
 from distillation.plot import plot
-from distillation.record import Record, read
+from distillation.record import Entry, Record, read
 from distillation.reporter import Reporter
 from distillation.trainer import train
 from local_server.install import ROOT
@@ -53,6 +53,7 @@ STEPS = {
     "student-guided": 500,
     "student-sizes": 1500,
     "student": 800,
+    "words": 1000,
     "ablation": 300,
 }
 """Of each training."""
@@ -84,13 +85,22 @@ def make_text_encoder(work: Path) -> None:
     write_untrained(work / "encoder" / "vae", untrained, _SEED)
     tokenizer = CLIPTokenizer.from_pretrained(untrained / "tokenizer", local_files_only=True)
     model = CLIPTextModel.from_pretrained(untrained / "text_encoder", local_files_only=True)
-    (untrained / "training").mkdir()
-    with _bar(STEPS["text"]) as tell, Record(untrained / "training" / "losses.jsonl", after=0) as record:
-        for entry in text_encoder.train(model, tokenizer, STEPS["text"], _SEED):
-            record.add(entry)
-            tell(entry.step, entry.loss)
+    _record(text_encoder.train(model, tokenizer, STEPS["text"], _SEED), STEPS["text"], untrained)
     model.save_pretrained(untrained / "text_encoder")
     untrained.rename(out)
+
+
+def make_words(work: Path) -> None:
+    """The text encoder, to which a colour alone is a background's, too: ``work/words``."""
+    unfinished, out = work / "words-unfinished", work / "words"
+    if out.is_dir():
+        return
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tokenizer = CLIPTokenizer.from_pretrained(work / "text" / "tokenizer", local_files_only=True)
+    model = CLIPTextModel.from_pretrained(work / "text" / "text_encoder", local_files_only=True, dtype=torch.float32)
+    _record(text_encoder.widen_colours(model, tokenizer, STEPS["words"], _SEED), STEPS["words"], unfinished)
+    write_component(model, unfinished / "text_encoder")
+    unfinished.rename(out)
 
 
 def make_latents(work: Path, size: int) -> None:
@@ -171,10 +181,13 @@ def make_ablation(work: Path) -> None:
 
 
 def pack(work: Path, out: Path) -> None:
-    """The student with the finished decoder, half precision, and what is to be known about it: the folder ``out``."""
+    """The student with the finished text encoder and decoder, half precision, and what is to be known about it: the
+    folder ``out``.
+    """
     with tempfile.TemporaryDirectory(dir=work) as directory:
         folder = Path(directory, "tiny-sd-demo")
         _copy_whole(work, "student", folder)
+        shutil.copytree(work / "words" / "text_encoder", folder / "text_encoder", dirs_exist_ok=True)
         shutil.copyfile(_CARD, folder / "README.md")
         shutil.rmtree(out, ignore_errors=True)
         convert(folder, out, "fp16", lambda _what, _outcome: None)
@@ -200,6 +213,7 @@ def draw_curves(work: Path, out: Path) -> None:
 
 _CURVES: Mapping[str, Mapping[str, str]] = {
     "text-encoder": {"text encoder": "text"},
+    "words": {"colours alone": "words"},
     "decoder": {"decoder": "decoder"},
     "teacher": {
         "256 pixels": "teacher-256",
@@ -233,6 +247,7 @@ _STAGES: Mapping[str, Callable[[Path], None]] = {
     "text": make_text_encoder,
     "teacher": make_teacher,
     "student": make_student,
+    "words": make_words,
     "ablation": make_ablation,
     "whole": complete,
 }
@@ -282,6 +297,15 @@ def _student(work: Path, name: str, steps: int) -> Options:
         save_every=250,
         seed=_SEED,
     )
+
+
+def _record(entries: Iterator[Entry], steps: int, folder: Path) -> None:
+    """Go through a training's steps, writing their losses into the folder's record."""
+    (folder / "training").mkdir(parents=True)
+    with _bar(steps) as tell, Record(folder / "training" / "losses.jsonl", after=0) as record:
+        for entry in entries:
+            record.add(entry)
+            tell(entry.step, entry.loss)
 
 
 @contextmanager

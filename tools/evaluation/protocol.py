@@ -9,9 +9,9 @@ from drawings import Shapes
 from evaluation.grading import Graded, Share, accuracy, grade_all
 from evaluation.orders import Order, Painter
 
-NEGATIVES = ("red", "blue", "green")
-"""Colours of backgrounds that the check of negative prompts forbids."""
-_OPEN_PROMPT = "a white circle"
+NEGATIVES = ("red", "yellow", "green", "blue")
+"""What the check of negative prompts forbids."""
+_OPEN_PROMPT = "a circle"
 
 Report = Callable[[str, int, int], None]
 """Told what is under way, how many of its pictures are finished, and how many there are."""
@@ -32,7 +32,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Forbidden:
-    """How often a background was chosen where the prompt leaves it open: without a negative prompt, and with one."""
+    """How many pictures have a colour, in the background or in a thing, where the prompt leaves both open: without a
+    negative prompt, and with the colour as one.
+    """
 
     colour: str
     without: Share
@@ -56,17 +58,14 @@ def by_guidance(paint: Painter, orders: Sequence[Order], report: Report) -> list
 
 
 def forbid_colours(paint: Painter, orders: Sequence[Order], report: Report) -> list[Forbidden]:
-    """Circles on any background, without a negative prompt and with the background of each of `NEGATIVES`, otherwise as
-    ordered. The colour alone would not do: in captions it is a thing's, whose background has another.
-    """
-    scene = Shapes(shape="circle", colour="white")
+    """Circles in any colours, without a negative prompt and with each of `NEGATIVES`, otherwise as ordered."""
+    scene = Shapes(shape="circle")
     free = [replace(order, prompt=_OPEN_PROMPT, scene=scene) for order in orders]
     without = _follow(paint, free, "no negative prompt", report)
     found = []
     for colour in NEGATIVES:
-        negative = f"a {colour} background"
-        forbidden = _follow(paint, [replace(order, negative_prompt=negative) for order in free], f"no {colour}", report)
-        found.append(Forbidden(colour, _on(colour, without), _on(colour, forbidden)))
+        forbidden = _follow(paint, [replace(order, negative_prompt=colour) for order in free], f"no {colour}", report)
+        found.append(Forbidden(colour, _having(colour, without), _having(colour, forbidden)))
     return found
 
 
@@ -78,5 +77,6 @@ def _follow(paint: Painter, orders: Sequence[Order], name: str, report: Report) 
     return Series(name, graded)
 
 
-def _on(colour: str, series: Series) -> Share:
-    return Share(sum(picture.reading.background == colour for picture in series.graded), len(series.graded))
+def _having(colour: str, series: Series) -> Share:
+    readings = [picture.reading for picture in series.graded]
+    return Share(sum(colour in (reading.background, reading.colour) for reading in readings), len(readings))

@@ -87,8 +87,8 @@ def _sections(findings: Findings) -> Iterator[tuple[str, Table]]:
         yield "Guidance", _accuracies("", findings.guidance)
     if findings.forbidden:
         rows = [[f.colour, str(f.without), str(f.with_it)] for f in findings.forbidden]
-        columns = ["colour", "share of backgrounds that have it", "with such a one as negative prompt"]
-        yield "Negative prompts, where the prompt leaves the background open", Table(columns, rows)
+        columns = ["colour", "pictures that have it", "with the colour as negative prompt"]
+        yield "Negative prompts, where the prompt leaves all colours open", Table(columns, rows)
     if findings.contenders:
         yield "Side by side", _comparison(*findings.contenders)
     if findings.scores:
