@@ -151,7 +151,9 @@ def test_negative_prompts_are_checked_where_all_colours_are_open():
     assert (found["red"].without, found["red"].with_it) == (Share(5, 10), Share(0, 10))
     assert (found["green"].without, found["green"].with_it) == (Share(0, 10), Share(0, 10))
     assert (found["yellow"].without, found["yellow"].with_it) == (Share(1, 10), Share(1, 10))
-    assert {(order.prompt, order.negative_prompt) for order in paint.asked} == {("a circle", c) for c in ("", *NEGATIVES)}
+    assert {(order.prompt, order.negative_prompt) for order in paint.asked} == {
+        ("a circle", c) for c in ("", *NEGATIVES)
+    }
     assert [order.seed for order in paint.asked] == [*range(10)] * 5
 
 
