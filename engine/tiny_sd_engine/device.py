@@ -32,6 +32,11 @@ class Device:
         return self.torch_device.type == "cuda"
 
     @property
+    def records_calls(self) -> bool:
+        """Whether network calls may be recorded as CUDA graphs."""
+        return self.torch_device.type == "cuda"
+
+    @property
     def unet_rows(self) -> int:
         """Rows of one U-Net call. An image is never split: one image may exceed the bound by itself."""
         return 16 if self.mixes_requests else 1
@@ -46,10 +51,40 @@ class Device:
         """Prompt windows of one text encoder call."""
         return 64 if self.mixes_requests else 1
 
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor from the CPU, there. The CPU does not wait for it: that would be for all that was asked before."""
+        if self.torch_device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.torch_device, non_blocking=True)
+
+    def pace(self) -> Pace:
+        """Of a loop of calls that begins."""
+        return Pace(self.torch_device)
+
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
         if self.torch_device.type == "cuda":
             torch.cuda.synchronize(self.torch_device)
+
+
+class Pace:
+    """Keeps a loop one call ahead of a GPU, so that this always has work, and the loop's clock tells how long it takes.
+
+    On a CPU a call has ended when it returns.
+    """
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self._torch_device = torch_device
+        self._launched: torch.cuda.Event | None = None
+
+    def keep(self) -> None:
+        """A call has been launched: wait for the end of the one before."""
+        if self._torch_device.type != "cuda":
+            return
+        before, self._launched = self._launched, torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._launched.record(torch.cuda.current_stream(self._torch_device))
+        if before:
+            before.synchronize()
 
 
 def select_device(kind: str = "auto", device_id: int = 0, precision: str = "auto") -> Device:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_sd_engine import checkpoint
-from tiny_sd_engine.denoiser import Denoiser, Job, Task
+from tiny_sd_engine.denoiser import Denoiser
 from tiny_sd_engine.device import Device, limit_threads, select_device
+from tiny_sd_engine.flight import Job, Task
 from tiny_sd_engine.images import encode, image_parameters
 from tiny_sd_engine.prompts import tokenize
 from tiny_sd_engine.text_encoder import TextEncoder

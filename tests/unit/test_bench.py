@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import doctest
 import io
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import bench
 from benchmark import figures, report
-from benchmark.arrivals import Answers, lost, near_capacity_table, trace_tables
-from benchmark.contenders import Peak, Setup
+from benchmark.arrivals import Answers, lost, near_capacity_chart, near_capacity_table, trace_chart, trace_tables
+from benchmark.baselines import load_openvino, tune
+from benchmark.chart import Bars, Chart, Lines, save
+from benchmark.contenders import BenchError, Peak, Ready, Setup, worker
 from benchmark.figures import Spread, alternating, high_water_bytes, largest_difference, process_name, read_metrics
+from benchmark.first_signs import first_signs_table, watch
 from benchmark.latency import CONTENDERS, compare_pictures, latency_tables
 from benchmark.mixed import mixed_tables
 from benchmark.report import Report, Table, memory_table
-from benchmark.throughput import throughput_table
+from benchmark.throughput import CALLERS, ENGINE, throughput_chart, throughput_table
+from tiny_sd_client import Generation, Progress, Stage, Timings
 from tiny_sd_engine.architectures import ARCHITECTURES
 
+SETUP = Setup(Path("unused"), "CPU", "auto", size=64, steps=20)
+BARS = Bars("seconds", {"": {"a": Spread(2.0, 1.0, 3.0)}})
 METRICS = """
 # TYPE tiny_sd_unet_call_rows histogram
 tiny_sd_unet_call_rows_count{instance="unet_0_0",model="unet",version="1"} 20
@@ -98,6 +109,140 @@ def test_pictures_of_engine_and_served_must_be_equal_to_the_byte() -> None:
     assert failures == ["the served pictures differ from the engine's in 1 of 2 rounds"]
 
 
+def test_every_baseline_is_compared_with_ours() -> None:
+    taken = {name: [1.0] for name in ("diffusers-best", "openvino", "served")}
+    labels = [row[0] for row in latency_tables(taken, steps=20)[1].rows]
+    assert labels == ["speed-up: diffusers-best / served", "speed-up: openvino / served"]
+    notes, failures = compare_pictures({"openvino": [png(1)], "engine": [png(3)]})
+    assert (notes, failures) == (["Engine and openvino: the largest difference of a pixel is 2/255."], [])
+
+
+class FakePipeline:
+    """Notes what is done to it."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.unet, self.vae = (
+            SimpleNamespace(
+                to=lambda memory_format, name=name: self.done.append(f"{name} {memory_format}"),
+                compile=lambda mode: self.done.append(f"compile {mode}"),
+            )
+            for name in ("unet", "vae")
+        )
+
+    def fuse_qkv_projections(self) -> None:
+        self.done.append("fuse")
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "obstacle", "done", "how"),
+    [
+        (False, "", ["compile default"], "bfloat16, channels_last, U-Net by torch.compile in mode default"),
+        (False, "no g++", [], "bfloat16, channels_last, U-Net **not** compiled (no g++)"),
+        (
+            True,
+            "",
+            ["fuse", "compile reduce-overhead"],
+            "bfloat16, channels_last, fused QKV, U-Net by torch.compile in mode reduce-overhead",
+        ),
+    ],
+)
+def test_diffusers_at_its_best_says_how(on_gpu: bool, obstacle: str, done: list[str], how: str) -> None:
+    pipeline = FakePipeline()
+    assert tune(pipeline, on_gpu=on_gpu, obstacle=obstacle) == how
+    assert pipeline.done == ["unet torch.channels_last", "vae torch.channels_last", *done]
+
+
+def test_without_openvino_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("openvino", "openvino_telemetry"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BenchError, match=r"install '\.\[openvino\]'"):
+        load_openvino(SETUP)
+
+
+def test_openvino_is_for_cpus() -> None:
+    with pytest.raises(BenchError, match="--device CPU"):
+        load_openvino(replace(SETUP, device="GPU"))
+
+
+def load_echo(setup: Setup) -> Ready:
+    return Ready(lambda parameters: parameters.prompt.encode(), f"{setup.size} pixels")
+
+
+def load_nothing(setup: Setup) -> Ready:
+    raise BenchError(f"nothing runs on this {setup.device}")
+
+
+def test_a_contender_tells_how_it_works_or_why_it_cannot() -> None:
+    with worker("echo", load_echo, SETUP) as echo:
+        assert echo.how == "64 pixels"
+        assert echo.make(SETUP.request(7)).file.endswith(b"number 7")
+    with pytest.raises(BenchError, match="nothing runs on this CPU"), worker("nothing", load_nothing, SETUP):
+        pass
+
+
+def test_signs_of_a_stream_are_timed_from_its_call() -> None:
+    def progress(step: int, *previews: bytes) -> Progress:
+        return Progress("job", Stage.DENOISING, step, 20, seconds=0.0, seconds_left=None, previews=previews)
+
+    parameters = SETUP.request(1)
+    picture = Generation("job", (b"png",), (1,), parameters, Timings(1.0, 1.0))
+    events = [progress(0), progress(1), progress(2, b"jpeg"), progress(4, b"jpeg"), picture]
+    assert watch(events, iter([10.0, 11.0, 12.0, 13.0, 14.0, 15.0]).__next__) == {
+        "first event": 1.0,
+        "first step": 2.0,
+        "first preview": 3.0,
+        "picture": 5.0,
+    }
+    at_once = watch([progress(0), picture], iter([10.0, 10.5, 11.0]).__next__)
+    assert at_once == {"first event": 0.5, "first step": 1.0, "first preview": 1.0, "picture": 1.0}
+
+
+def test_signs_beside_long_ones_are_compared_with_those_alone() -> None:
+    signs = ("first event", "first step", "first preview", "picture")
+    alone, beside = dict.fromkeys(signs, (1.0, 2.0)), dict.fromkeys(signs, (2.0, 3.0))
+    table = first_signs_table({"alone": alone, "beside 3 long ones": beside})
+    assert table.rows[0] == ["first event", "1.50", "1.00 to 2.00", "2.50", "2.00 to 3.00", "1.75x", "1.50x to 2.00x"]
+    assert [row[0] for row in table.rows] == list(signs)
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        BARS,
+        Bars("seconds", {"p50": {"a": Spread(1, 1, 1), "b": Spread(90, 80, 99)}, "p99": {"b": Spread(99, 99, 99)}}),
+        throughput_chart({ENGINE: [1.0]} | {f"served, {callers} at once": [1.0, 2.0] for callers in CALLERS}),
+    ],
+)
+def test_a_chart_is_written_as_png(chart: Chart, tmp_path: Path) -> None:
+    save(chart, tmp_path / "chart.png")
+    assert Image.open(tmp_path / "chart.png").size == (1050, 600)
+
+
+def test_bars_of_very_different_lengths_stand_on_a_logarithmic_scale() -> None:
+    def scale(*medians: float) -> str:
+        axes = Figure().subplots()
+        Bars("seconds", {"": {str(median): Spread(median, median, median) for median in medians}}).draw(axes)
+        return axes.get_yscale()
+
+    assert scale(1.0, 10.0) == "linear"
+    assert scale(1.0, 100.0) == "log"
+
+
+def test_the_engine_is_a_level_beside_the_callers() -> None:
+    rates = {ENGINE: [3.0]} | {f"served, {callers} at once": [float(callers)] for callers in CALLERS}
+    assert throughput_chart(rates) == Lines(
+        "pictures per second",
+        "callers",
+        {
+            "served": {callers: Spread(callers, callers, callers) for callers in CALLERS},
+            ENGINE: dict.fromkeys(CALLERS, Spread(3.0, 3.0, 3.0)),
+        },
+    )
+
+
 def test_throughput_tells_how_well_calls_are_shared() -> None:
     change = {
         "tiny_sd_unet_call_rows_sum": 120.0,
@@ -129,7 +274,9 @@ def test_mixed_compares_short_requests_one_by_one() -> None:
 def test_a_report_is_a_section_of_markdown_and_keeps_every_measurement_for_json() -> None:
     peaks = [Peak("engine", 3 * 2**20, 2**20), Peak("served: tritonserver", 2**20)]
     tables = [Table(["who", "how much"], [["a", "1"]]), memory_table(peaks)]
-    made = Report("Title", tables, ["A note."], {"seconds": {"a": [1.5]}, "peaks": peaks}, failures=["they differ"])
+    made = Report(
+        "Title", tables, ["A note."], BARS, {"seconds": {"a": [1.5]}, "peaks": peaks}, failures=["they differ"]
+    )
     markdown = made.markdown({"CPU": "one"})
     assert markdown.startswith(
         "## Title\n\n**Failed check: they differ.**\n\n| who | how much |\n| --- | ---: |\n| a | 1 |\n"
@@ -144,11 +291,10 @@ def test_a_report_is_a_section_of_markdown_and_keeps_every_measurement_for_json(
 
 
 def test_every_request_has_prompts_of_its_own_and_is_the_same_for_every_contender() -> None:
-    setup = Setup(Path("unused"), "CPU", "auto", size=64, steps=20)
-    assert setup.request(1) == setup.request(1)
-    assert setup.request(1).prompt != setup.request(2).prompt
-    assert setup.request(1).negative_prompt != setup.request(2).negative_prompt
-    assert setup.request(1, steps=100).num_inference_steps == 100
+    assert SETUP.request(1) == SETUP.request(1)
+    assert SETUP.request(1).prompt != SETUP.request(2).prompt
+    assert SETUP.request(1).negative_prompt != SETUP.request(2).negative_prompt
+    assert SETUP.request(1, steps=100).num_inference_steps == 100
 
 
 def answers(*rows: tuple[float, float, str, str]) -> Answers:
@@ -165,6 +311,9 @@ def test_arrivals_are_compared_by_kind() -> None:
     assert ["draft p99, plain", "4.00", "4.00 to 4.00"] in waited.rows
     assert ["draft p50", "4.00x", "4.00x to 4.00x"] in compared.rows
     assert ["long p99", "0.50x", "0.50x to 0.50x"] in compared.rows
+    bars = trace_chart({"in flight": [in_flight], "plain": [plain]}).series
+    assert bars["plain"]["draft p99"] == Spread(4.0, 4.0, 4.0)
+    assert list(bars["in flight"]) == ["draft p50", "draft p99", "long p50", "long p99"]
     assert ends.rows == [["in flight", "3", "0"], ["plain", "2", "1"]]
 
 
@@ -174,6 +323,7 @@ def test_a_load_near_capacity_is_compared_with_what_was_offered() -> None:
     rows = {row[0]: row[1] for row in near_capacity_table([saturated], [loaded], [0.5]).rows}
     assert (rows["capacity, pictures a second"], rows["answered"]) == ("1.000", "0.400")
     assert (rows["answered / offered"], rows["p99 / p50"]) == ("0.800", "2.00x")
+    assert near_capacity_chart([loaded]).series[""]["p99"] == Spread(2.0, 2.0, 2.0)
     assert lost([saturated, loaded]) == ["1 requests lost"]
 
 
@@ -181,10 +331,24 @@ def test_options_offer_what_there_is() -> None:
     assert set(bench.ARCHITECTURES) == set(ARCHITECTURES)
     assert list(bench.CONTENDERS) == list(CONTENDERS)
     assert bench.parse_arguments(["--contenders", "served,engine"]).contenders == ("served", "engine")
+    assert bench.parse_arguments([]).contenders == ("diffusers", "engine", "served")
+
+
+def test_a_report_is_three_files_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stem = tmp_path / "report-1.5"
+    bench.write(Report("Title", [], [], BARS, {"peaks": []}), {}, stem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"report-1.5.{kind}" for kind in ("json", "md", "png")]
+    assert Path(f"{stem}.md").read_text() == capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--contenders", "engine,onnx"], ["--repeats", "0"], ["--architecture", "test", "--checkpoint", "x"]]
+    "wrong",
+    [
+        ["--contenders", "engine,onnx"],
+        ["--repeats", "0"],
+        ["--report", "no/such/folder"],
+        ["--architecture", "test", "--checkpoint", "x"],
+    ],
 )
 def test_wrong_options_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -6,6 +6,7 @@ operation across devices fails. Tensors on the CPU are real; what comes back fro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from tiny_sd_engine import checkpoint as checkpoints
-from tiny_sd_engine.denoiser import Denoiser, Job, Task
+from tiny_sd_engine.denoiser import Denoiser
 from tiny_sd_engine.device import Device
+from tiny_sd_engine.flight import Job, Task
+from tiny_sd_engine.graphs import Graphs
 from tiny_sd_engine.previews import Previewer
 from tiny_sd_engine.prompts import tokenize
 from tiny_sd_engine.text_encoder import TextEncoder
@@ -40,6 +43,7 @@ class PretendGpu(FakeTensorMode):
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.waits: list[str] = []  # where the CPU would wait for the GPU
+        self.sent: list[torch.Size] = []  # what it would be sent without waiting
         # The mode's memory of tensors has weak references to them, with which a module cannot be moved twice.
         self.fake_tensor_converter.set_tensor_memo = lambda *_: None
 
@@ -59,12 +63,32 @@ class PretendGpu(FakeTensorMode):
             self.waits.append("value")
             return True
         if func is ATEN._to_copy.default and not fake:
-            self.waits.append("to GPU")
+            self.send(args[0], kwargs.get("non_blocking", False))
         made = super().__torch_dispatch__(func, types, args, kwargs)
         if func is ATEN._to_copy.default and target == "cpu":
             self.waits.append("to CPU")
             return torch.zeros(made.shape, dtype=made.dtype)
         return made
+
+    def send(self, tensor: torch.Tensor, non_blocking: bool) -> None:
+        # From memory that is not pinned, a GPU's driver may wait all the same.
+        if non_blocking and getattr(tensor, "pinned_here", False):
+            self.sent.append(tensor.shape)
+        else:
+            self.waits.append("to GPU")
+
+
+class Event:
+    """The end of a call; they are numbered."""
+
+    def __init__(self, gpu: PretendGpu, number: int) -> None:
+        self._gpu, self._number = gpu, number
+
+    def record(self, stream: str) -> None:
+        assert stream == f"stream of {GPU.torch_device}"
+
+    def synchronize(self) -> None:
+        self._gpu.waits.append(f"call {self._number}")
 
 
 def _item(tensor: FakeTensor, index: Any) -> FakeTensor:
@@ -77,15 +101,33 @@ def _set_item(tensor: FakeTensor, index: Any, value: torch.Tensor) -> None:
     assert (value.device, value.dtype, value.shape) == (own.device, own.dtype, own.shape)
 
 
+def _pin(tensor: torch.Tensor) -> torch.Tensor:
+    pinned = tensor.clone()
+    pinned.pinned_here = True  # type: ignore[attr-defined]
+    return pinned
+
+
+def _copy(tensor: FakeTensor, source: torch.Tensor) -> FakeTensor:
+    assert torch.broadcast_shapes(tensor.shape, source.shape) == tensor.shape
+    if not isinstance(source, FakeTensor):
+        tensor.fake_mode.send(source, non_blocking=False)
+    return tensor
+
+
 @pytest.fixture(scope="module")
 def gpu(checkpoint: Path) -> Iterator[PretendGpu]:
     mode = PretendGpu()
     with pytest.MonkeyPatch.context() as patch, mode:
-        # Without CUDA in torch these three fail before they come to the mode.
+        # Without CUDA in torch these four fail before they come to the mode.
         patch.setattr(FakeTensor, "__getitem__", _item, raising=False)
         patch.setattr(FakeTensor, "__setitem__", _set_item, raising=False)
+        patch.setattr(FakeTensor, "copy_", _copy, raising=False)
         patch.setattr(FakeTensor, "contiguous", lambda tensor, **memory: tensor.clone(**memory), raising=False)
+        patch.setattr(torch.Tensor, "pin_memory", _pin)
         patch.setattr(torch.cuda, "synchronize", lambda device: mode.waits.append(f"all of {device}"))
+        patch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+        numbers = itertools.count()
+        patch.setattr(torch.cuda, "Event", lambda blocking: Event(mode, next(numbers)))
         yield mode
 
 
@@ -94,8 +136,10 @@ def denoiser(gpu: PretendGpu, checkpoint: Path) -> Denoiser:
     return Denoiser(checkpoint, GPU)
 
 
-def admit(denoiser: Denoiser, scheduler: str, guidance_scale: float, samples: int = 1, width: int = 64) -> Job:
-    task = Task(TEXT, TEXT, scheduler, 3, guidance_scale, range(samples), width, 64)
+def admit(
+    denoiser: Denoiser, scheduler: str, guidance_scale: float, samples: int = 1, width: int = 64, steps: int = 3
+) -> Job:
+    task = Task(TEXT, TEXT, scheduler, steps, guidance_scale, range(samples), width, 64)
     return denoiser.job(object(), lambda: task)
 
 
@@ -119,20 +163,52 @@ def test_jobs_of_all_kinds_run_there_and_come_back(denoiser: Denoiser, caplog: p
     for job in jobs:
         if job.error:
             raise AssertionError(caplog.text)
-        assert job.embeddings.dtype == torch.float16
+        assert {image.slab.texts.dtype for image in job.images} == {torch.float16}
         assert {image.latents.dtype for image in job.images} == {torch.float32}
         assert {image.latents.device for image in job.images} == {GPU.torch_device}
         assert job.latents().device.type == "cpu"
 
 
-@pytest.mark.parametrize(("scheduler", "noise"), [("UniPC", []), ("Euler a", ["to GPU"] * 3)])
-def test_a_step_waits_for_rows_and_timesteps_and_for_the_noise_of_each_image(
-    denoiser: Denoiser, gpu: PretendGpu, scheduler: str, noise: list[str]
+@pytest.mark.parametrize(("scheduler", "noise"), [("UniPC", []), ("Euler a", [(3, 4 * 4 * 4)])])
+def test_a_step_is_sent_who_takes_part_and_all_noise_and_is_waited_for_only_at_the_end(
+    denoiser: Denoiser, gpu: PretendGpu, scheduler: str, noise: list[tuple[int, int]]
 ) -> None:
     jobs = [admit(denoiser, scheduler, 7.5), admit(denoiser, scheduler, 1.0, samples=2)]
     gpu.waits.clear()
+    gpu.sent.clear()
     denoiser.run(jobs, 0.0)
-    assert gpu.waits == ["to GPU", "to GPU", *noise, "all of cuda:1"]
+    images, rows = 3, 4
+    assert gpu.sent == [*noise, (3 * images + 2 * rows,)]
+    assert gpu.waits == ["all of cuda:1"]
+
+
+def test_python_runs_one_call_ahead_of_the_gpu_and_no_further(
+    denoiser: Denoiser, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = admit(denoiser, "UniPC", 7.5)
+    advance = denoiser._advance
+
+    def telling(images: Any) -> None:
+        gpu.waits.append("launched")
+        advance(images)
+
+    monkeypatch.setattr(denoiser, "_advance", telling)
+    gpu.waits.clear()
+    denoiser.run_to_end([job])
+    calls = [wait for wait in gpu.waits if wait.startswith("call")]
+    assert gpu.waits == ["launched", "launched", calls[0], "launched", calls[1], "value", "all of cuda:1"]
+    first, second = (int(call.removeprefix("call ")) for call in calls)
+    assert second == first + 1
+
+
+def test_calls_that_cannot_be_recorded_are_made_all_the_same(
+    denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(denoiser._unet, Graphs)
+    job = admit(denoiser, "UniPC", 7.5, width=192, steps=30)
+    denoiser.run_to_end([job])
+    assert job.error is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "once, though it would be worth it often"
 
 
 def test_prompts_pictures_and_previews_come_back_to_the_cpu(gpu: PretendGpu, checkpoint: Path) -> None:

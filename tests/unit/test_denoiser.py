@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 from board_users import Clock
+from booking import book
 
 from reference import largest_difference
 from tiny_sd_client.parameters import Parameters, Scheduler, parse
-from tiny_sd_engine.denoiser import MAX_STEPS, Denoiser, Image, Job, Task
-from tiny_sd_engine.device import Device, select_device
+from tiny_sd_engine.denoiser import Denoiser
+from tiny_sd_engine.device import Device, Pace, select_device
 from tiny_sd_engine.errors import Cancelled, EngineError, InvalidInput, Overdue
+from tiny_sd_engine.flight import MAX_STEPS, Image, Job, Task
 from tiny_sd_engine.pipeline import Pipeline
 
 HIDDEN = 48
@@ -88,6 +90,7 @@ def sharing(loaded: Denoiser, max_rows: int) -> Denoiser:
     denoiser._max_rows = max_rows
     denoiser._observer = Recorder()
     denoiser._jobs = {}
+    denoiser._slabs = weakref.WeakValueDictionary()
     denoiser._served = 0.0
     denoiser._lock = threading.Lock()
     return denoiser
@@ -128,13 +131,13 @@ def alone(loaded: Denoiser, task: Task) -> torch.Tensor:
 def spy_on_calls(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> list[list[Image]]:
     """The images of each U-Net call from now on."""
     calls: list[list[Image]] = []
-    predict = denoiser._predict
+    advance = denoiser._advance
 
-    def spying(images: Sequence[Image]) -> list[torch.Tensor]:
+    def spying(images: Sequence[Image]) -> None:
         calls.append(list(images))
-        return predict(images)
+        advance(images)
 
-    monkeypatch.setattr(denoiser, "_predict", spying)
+    monkeypatch.setattr(denoiser, "_advance", spying)
     return calls
 
 
@@ -299,13 +302,14 @@ def test_a_run_makes_one_call_when_its_time_is_up_at_once(denoiser: Denoiser) ->
 
 
 def test_a_run_lasts_as_long_as_its_quantum(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict, clock = denoiser._predict, Clock()
+    unet, clock = denoiser._unet, Clock()
 
-    def slow(images: Sequence[Image]) -> list[torch.Tensor]:
+    def slow(*rows: torch.Tensor, **named: Any) -> Any:
         clock.now += 1 / 16
-        return predict(images)
+        return unet(*rows, **named)
 
-    monkeypatch.setattr(denoiser, "_predict", slow)
+    slow.config = unet.config  # type: ignore[attr-defined]
+    monkeypatch.setattr(denoiser, "_unet", slow)
     monkeypatch.setattr("tiny_sd_engine.denoiser.time", clock)
     (job,) = admit(denoiser, a_task(num_inference_steps=100))
     start = clock.now
@@ -545,7 +549,7 @@ def test_latents_that_hold_no_picture_are_an_error(
 ) -> None:
     task = a_task(num_inference_steps=3)
     broken, neighbour = admit(denoiser, a_task(num_inference_steps=3, seeds=[1, 2]), task)
-    broken.images[1].book(torch.full_like(broken.images[1].latents, value))
+    book(broken.images[1], torch.full_like(broken.images[1].latents, value))
     denoiser.run_to_end([broken, neighbour])
     assert type(broken.error) is EngineError
     assert str(broken.error) == "the denoiser failed: the latents are not finite"
@@ -594,7 +598,7 @@ def test_a_job_that_is_removed_leaves_its_memory_at_once(denoiser: Denoiser) -> 
     large ones."""
     admit(denoiser, a_task())
     denoiser.run(denoiser.jobs(), 0.0)
-    history = weakref.ref(denoiser.jobs()[0].images[0]._history)
+    history = weakref.ref(denoiser.jobs()[0].images[0].slab.history)
     gc.disable()
     try:
         denoiser.remove(0)
@@ -603,16 +607,34 @@ def test_a_job_that_is_removed_leaves_its_memory_at_once(denoiser: Denoiser) -> 
         gc.enable()
 
 
+def test_memory_of_one_size_is_kept_for_as_long_as_a_job_has_it(denoiser: Denoiser) -> None:
+    admit(denoiser, a_task(seeds=[1, 2]), a_task(seeds=[3]), a_task(width=64))
+    assert len(denoiser._slabs) == 2
+    slab = denoiser.jobs()[0].images[0].slab
+    assert slab is denoiser.jobs()[1].images[0].slab
+    slots = len(slab.history)
+    for _ in range(10):
+        denoiser.remove(0)
+        denoiser.job(0, lambda: a_task(seeds=[4, 5]))
+    assert len(slab.history) == slots
+    del slab
+    for key in range(3):
+        assert len(denoiser._slabs) == 2 - (key == 2)
+        denoiser.remove(key)
+    assert not denoiser._slabs
+
+
+@pytest.mark.parametrize(("kind", "wait"), [(Device, "synchronize"), (Pace, "keep")])
 def test_a_failure_that_the_device_tells_of_late_fails_the_jobs_of_the_run_alone(
-    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, kind: type, wait: str
 ) -> None:
-    def fail(_device: Device) -> None:
+    def fail(_self: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     first, second, third = admit(denoiser, a_task(), a_task(seeds=[6]), a_task(seeds=[7]))
     denoiser.stop(third, Cancelled())
     with monkeypatch.context() as patched:
-        patched.setattr(Device, "synchronize", fail)
+        patched.setattr(kind, wait, fail)
         denoiser.run([first], 0.0)
         denoiser.run([third], 0.0)
     assert isinstance(first.error, EngineError)
@@ -749,7 +771,7 @@ def test_steps_never_fall_and_end_at_what_was_asked_for(loaded: Denoiser, schedu
     source = random.Random(samples)
     while not job.finished:
         image = source.choice([image for image in job.images if not image.finished])
-        image.book(torch.zeros_like(image.latents))
+        book(image, torch.zeros_like(image.latents))
         steps.append(job.step)
         assert job.finished == (job.step == 20)
     assert steps[0] == 0
@@ -832,6 +854,16 @@ def test_warming_up_leaves_nothing_behind(denoiser: Denoiser) -> None:
     denoiser.warm_up(96, 64)
     assert recorder(denoiser) == Recorder()
     assert denoiser._jobs == {}
+    assert not denoiser._slabs
+
+
+def test_on_a_cpu_nothing_is_asked_of_cuda(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Event", "Stream", "CUDAGraph", "current_stream", "device", "graph", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, None)
+    denoiser.warm_up(96, 64)
+    (job,) = admit(denoiser, a_task(scheduler="Euler a", num_inference_steps=3))
+    denoiser.run_to_end([job])
+    assert job.error is None
 
 
 def test_latents_are_float32_on_the_cpu_in_the_order_of_the_seeds(loaded: Denoiser) -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from tiny_sd_engine.denoiser import Denoiser, Task
+from tiny_sd_engine.denoiser import Denoiser
 from tiny_sd_engine.device import select_device
+from tiny_sd_engine.flight import Task
 from tiny_sd_engine.previews import Previewer
 from tiny_sd_engine.vae import VaeDecoder
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from booking import book
 
 from reference import REFERENCE_SCHEDULERS
 from tiny_sd_client.parameters import Scheduler
 from tiny_sd_engine.architectures import SCHEDULER
-from tiny_sd_engine.denoiser import Image, Job, Task
 from tiny_sd_engine.device import select_device
 from tiny_sd_engine.errors import InvalidInput
+from tiny_sd_engine.flight import Image, Job, Task
 from tiny_sd_engine.schedulers import (
     HISTORY,
     NOISE_SLOT,
@@ -27,6 +28,7 @@ from tiny_sd_engine.schedulers import (
     latents_slot,
     prediction_slot,
 )
+from tiny_sd_engine.slab import Slab
 
 # diffusers has no "sample" prediction for these.
 EPSILON_AND_V_ONLY = {"Euler a", "DPM2 Karras", "DPM2 a Karras", "PNDM"}
@@ -210,7 +212,7 @@ def starting(schedule: Schedule) -> Job:
     """A job of one image that has not been to the U-Net yet."""
     text = torch.zeros(1, 1)
     task = Task(text, text, "any", 20, 1.0, [5], width=64, height=64)
-    return Job(task, schedule, (4, 8, 8), select_device("CPU", precision="fp32"))
+    return Job(task, schedule, Slab((4, 8, 8), (1, 1), len(schedule), select_device("CPU", precision="fp32")))
 
 
 def levels(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
@@ -236,7 +238,7 @@ def test_where_the_unet_sees_just_the_noise_every_estimate_is_the_picture(name: 
     while not image.finished:
         noise, (signal, sigma) = noise_in(image), levels(image)
         told = {"epsilon": noise, "sample": CLEAN, "v_prediction": signal * noise - sigma * CLEAN}[prediction_type]
-        image.book(told.float())
+        book(image, told.float())
         if not image.finished:
             assert torch.allclose(image.estimate(), CLEAN, atol=1e-4), image.evaluation
     assert torch.equal(image.estimate(), image.latents)
@@ -251,7 +253,7 @@ def test_where_the_unet_always_names_the_first_noise_every_estimate_is_the_pictu
     first = noise_in(image).float()
     tolerance = 3e-2 if name.startswith("DPM2") else 1e-4
     while not image.finished:
-        image.book(first)
+        book(image, first)
         if not image.finished:
             assert torch.allclose(image.estimate(), CLEAN, atol=tolerance), image.evaluation
     # What noise is left at the last timestep, if any, is little.
@@ -263,7 +265,7 @@ def test_the_last_estimates_are_near_the_final_latents_whatever_the_unet_says() 
     (image,) = job.images
     estimates = []
     while not image.finished:
-        image.book(prediction(image.evaluation % 3)[0].float())
+        book(image, prediction(image.evaluation % 3)[0].float())
         estimates.append(image.estimate().clone())
     away = [float((estimate - image.latents).abs().mean()) for estimate in estimates]
     assert away[-1] == 0

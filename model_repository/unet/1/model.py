@@ -13,9 +13,10 @@ import torch
 import triton_python_backend_utils as pb_utils
 from metrics import Metrics
 
-from tiny_sd_engine.denoiser import Denoiser, Job, Task
+from tiny_sd_engine.denoiser import Denoiser
 from tiny_sd_engine.device import limit_threads, select_device
 from tiny_sd_engine.errors import Cancelled, InvalidInput, Overdue
+from tiny_sd_engine.flight import Job, Task
 from tiny_sd_engine.jobs import Board, Preview, Stage
 from tiny_sd_engine.previews import Previewer
 from tiny_sd_engine.settings import DEFAULT_SIZE, Settings
