@@ -45,23 +45,27 @@ format: setup ## put the code in order
 
 REPORTS := docs/benchmarks
 BENCH := $(BIN)/python tools/bench.py
+# openvino is worth adding on a CPU; it wants .venv/bin/pip install '.[openvino]'
+CONTENDERS ?= diffusers,diffusers-best,engine,served
 
-bench: setup ## diffusers, engine and server side by side on this CPU; an hour on two cores
-	$(BENCH) --device CPU --architecture test --repeats 10 --out $(REPORTS)/cpu-test.md
-	$(BENCH) --device CPU --architecture test --scenario mixed --repeats 4 --out $(REPORTS)/cpu-test-mixed.md
-	$(BENCH) --device CPU --architecture test --scenario throughput --repeats 3 --out $(REPORTS)/cpu-test-throughput.md
-	$(BENCH) --device CPU --architecture test --scenario trace --repeats 2 --out $(REPORTS)/cpu-test-trace.md
-	$(BENCH) --device CPU --architecture test --scenario near-capacity --repeats 1 --run-seconds 600 --out $(REPORTS)/cpu-test-near-capacity.md
-	$(BENCH) --device CPU --architecture test --scenario gateway --repeats 20 --out $(REPORTS)/cpu-test-gateway.md
-	$(BENCH) --device CPU --architecture tiny-sd --repeats 2 --out $(REPORTS)/cpu-tiny-sd.md
+bench: setup ## baselines, engine and server side by side on this CPU; two hours on two cores; options: make bench CONTENDERS=openvino,engine
+	$(BENCH) --device CPU --architecture test --contenders $(CONTENDERS) --repeats 10 --report $(REPORTS)/cpu-test
+	$(BENCH) --device CPU --architecture test --scenario mixed --report $(REPORTS)/cpu-test-mixed
+	$(BENCH) --device CPU --architecture test --scenario throughput --report $(REPORTS)/cpu-test-throughput
+	$(BENCH) --device CPU --architecture test --scenario trace --report $(REPORTS)/cpu-test-trace
+	$(BENCH) --device CPU --architecture test --scenario near-capacity --repeats 3 --run-seconds 600 --report $(REPORTS)/cpu-test-near-capacity
+	$(BENCH) --device CPU --architecture test --scenario first-signs --repeats 10 --report $(REPORTS)/cpu-test-first-signs
+	$(BENCH) --device CPU --architecture test --scenario gateway --repeats 20 --report $(REPORTS)/cpu-test-gateway
+	$(BENCH) --device CPU --architecture tiny-sd --contenders $(CONTENDERS) --report $(REPORTS)/cpu-tiny-sd
 
-bench-gpu: setup ## the same on the GPU
-	$(BENCH) --device GPU --architecture tiny-sd --repeats 6 --out $(REPORTS)/gpu-tiny-sd.md
-	$(BENCH) --device GPU --architecture tiny-sd --scenario mixed --repeats 4 --out $(REPORTS)/gpu-tiny-sd-mixed.md
-	$(BENCH) --device GPU --architecture tiny-sd --scenario throughput --repeats 2 --out $(REPORTS)/gpu-tiny-sd-throughput.md
-	$(BENCH) --device GPU --architecture tiny-sd --scenario trace --repeats 2 --out $(REPORTS)/gpu-tiny-sd-trace.md
-	$(BENCH) --device GPU --architecture tiny-sd --scenario near-capacity --repeats 1 --run-seconds 600 --out $(REPORTS)/gpu-tiny-sd-near-capacity.md
-	$(BENCH) --device GPU --architecture tiny-sd --scenario gateway --repeats 20 --out $(REPORTS)/gpu-tiny-sd-gateway.md
+bench-gpu: setup ## the same on the GPU, with full-size Tiny-SD
+	$(BENCH) --device GPU --contenders $(CONTENDERS) --repeats 6 --report $(REPORTS)/gpu-tiny-sd
+	$(BENCH) --device GPU --scenario mixed --report $(REPORTS)/gpu-tiny-sd-mixed
+	$(BENCH) --device GPU --scenario throughput --report $(REPORTS)/gpu-tiny-sd-throughput
+	$(BENCH) --device GPU --scenario trace --report $(REPORTS)/gpu-tiny-sd-trace
+	$(BENCH) --device GPU --scenario near-capacity --repeats 3 --run-seconds 600 --report $(REPORTS)/gpu-tiny-sd-near-capacity
+	$(BENCH) --device GPU --scenario first-signs --repeats 10 --report $(REPORTS)/gpu-tiny-sd-first-signs
+	$(BENCH) --device GPU --scenario gateway --repeats 20 --report $(REPORTS)/gpu-tiny-sd-gateway
 
 demo-checkpoint: setup ## train the built-in checkpoint from nothing; some hours on two cores, goes on where it was broken off
 	$(BIN)/python tools/demo_checkpoint.py

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""The project's yardstick: diffusers, our engine in process, and the engine served by a real Triton, side by side.
+"""The project's yardstick: what others offer, our engine in process, and the engine served by a real Triton.
 
-The report goes to stdout as Markdown, progress to stderr.
+The report goes to stdout as Markdown, progress to stderr; --report keeps it, with every measurement and a figure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ROOT / ".cache" / "checkpoints"
 ARCHITECTURES = ("test", "tiny-sd", "small-sd", "sd15")
-SCENARIOS = ("latency", "throughput", "mixed", "trace", "near-capacity", "gateway")
-CONTENDERS = ("diffusers", "engine", "served")
+SCENARIOS = ("latency", "throughput", "mixed", "trace", "near-capacity", "first-signs", "gateway")
+CONTENDERS = ("diffusers", "diffusers-best", "openvino", "engine", "served")
+USUAL_CONTENDERS = "diffusers,engine,served"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,26 +44,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Triton's KIND_AUTO would take a GPU
     from benchmark.circumstances import circumstances  # noqa: PLC0415 -- needs the path and environment above
     from benchmark.contenders import BenchError  # noqa: PLC0415
-    from tiny_sd_client.parameters import InvalidParameter  # noqa: PLC0415
+    from tiny_sd_client import TinySDError  # noqa: PLC0415
     from tiny_sd_engine.errors import EngineError  # noqa: PLC0415
 
     try:
         setup = make_setup(options)
         where = circumstances(setup, options.repeats, shlex.join(["tools/bench.py", *arguments]))
         report = measure(setup, options)
-    except (BenchError, EngineError, InvalidParameter, ServeError) as error:
+    except (BenchError, EngineError, ServeError, TinySDError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    write(report, where, options)
+    write(report, where, options.report)
     return 1 if report.failures else 0
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The options, checked as far as no checkpoint is needed for it."""
     parser = argparse.ArgumentParser(
-        description="Compare plain diffusers, the engine in process, and the engine served by a local Triton.",
+        description="Compare diffusers, the engine in process, and the engine served by a local Triton.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -72,18 +74,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the engine, served or not")
     add("--steps", type=int, default=20, metavar="N", help="denoising steps of a picture, 20 to 100")
     add("--size", type=int, default=512, metavar="PIXELS", help="width and height")
-    add("--repeats", type=_count, default=5, metavar="N", help="rounds; an even number balances the order")
+    add("--repeats", type=_count, default=4, metavar="N", help="rounds; an even number balances the order")
     add("--run-seconds", type=_count, default=120, metavar="N", help="for trace and near-capacity; of each Locust run")
     add("--device", choices=("auto", "CPU", "GPU"), default="auto", help="auto: a GPU where there is one")
     add(
         "--contenders",
         type=_contenders,
-        default=",".join(CONTENDERS),
+        default=USUAL_CONTENDERS,
         metavar="NAMES",
-        help="for latency; comma-separated",
+        help=f"for latency; comma-separated, of {', '.join(CONTENDERS)}",
     )
-    add("--out", type=Path, metavar="FILE", help="write the report there too")
-    add("--json", type=Path, metavar="FILE", help="write every single measurement there")
+    add("--report", type=_stem, metavar="STEM", help="write STEM.md, STEM.json (every measurement) and STEM.png")
     return parser.parse_args(argv)
 
 
@@ -109,6 +110,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
 def measure(setup: Setup, options: argparse.Namespace) -> Report:
     """Run the scenario that was asked for."""
     from benchmark.arrivals import near_capacity, trace  # noqa: PLC0415 -- as in main
+    from benchmark.first_signs import first_signs  # noqa: PLC0415
     from benchmark.gateway import overhead  # noqa: PLC0415
     from benchmark.latency import latency  # noqa: PLC0415
     from benchmark.mixed import mixed  # noqa: PLC0415
@@ -119,24 +121,35 @@ def measure(setup: Setup, options: argparse.Namespace) -> Report:
     if options.scenario in ("trace", "near-capacity"):
         arrivals = trace if options.scenario == "trace" else near_capacity
         return arrivals(setup, options.repeats, options.run_seconds)
-    scenarios = {"throughput": throughput, "mixed": mixed, "gateway": overhead}
+    scenarios = {"throughput": throughput, "mixed": mixed, "first-signs": first_signs, "gateway": overhead}
     return scenarios[options.scenario](setup, options.repeats)
 
 
-def write(report: Report, circumstances: dict[str, str], options: argparse.Namespace) -> None:
-    """Print the report, and write the files that were asked for."""
+def write(report: Report, circumstances: dict[str, str], stem: Path | None) -> None:
+    """Print the report, and write its three files if they have a ``stem``."""
+    from benchmark.chart import save  # noqa: PLC0415 -- as in main
+
     markdown = report.markdown(circumstances)
     print(markdown, end="")
-    if options.out:
-        options.out.write_text(markdown)
-    if options.json:
-        options.json.write_text(json.dumps(report.json(circumstances), indent=2) + "\n")
+    if stem:
+        Path(f"{stem}.md").write_text(markdown)
+        Path(f"{stem}.json").write_text(json.dumps(report.json(circumstances), indent=2) + "\n")
+        save(report.chart, Path(f"{stem}.png"))
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number of at least 1")
     return int(text)
+
+
+def _stem(text: str) -> Path:
+    # Better told now than after an hour.
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a name in a folder that exists")
+    if find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("matplotlib draws the figure; .venv/bin/pip install '.[train]'")
+    return Path(text)
 
 
 def _contenders(text: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.chart import Bars
 from benchmark.contenders import BenchError, Setup
 from benchmark.figures import Spread, alternating, ratios
 from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say, seconds, times
@@ -75,6 +76,7 @@ def trace(setup: Setup, repeats: int, run_s: int) -> Report:
             "The modes take turns, forwards and backwards; ratios are taken round by round.",
             MEMORY_NOTE,
         ],
+        chart=trace_chart(runs),
         measurements={"requests": {name: [run.rows for run in own] for name, own in runs.items()}, "peaks": peaks},
         failures=lost(run for own in runs.values() for run in own),
     )
@@ -100,6 +102,7 @@ def near_capacity(setup: Setup, repeats: int, run_s: int) -> Report:
             "Seconds are from the instant at which a request was due.",
             MEMORY_NOTE,
         ],
+        chart=near_capacity_chart(loaded),
         measurements={
             "capacity": [run.rows for run in saturated],
             "offered_per_second": offered,
@@ -113,19 +116,36 @@ def near_capacity(setup: Setup, repeats: int, run_s: int) -> Report:
 def trace_tables(runs: Mapping[str, Sequence[Answers]]) -> list[Table]:
     """Seconds by kind and mode, and what plain takes for each second in flight."""
     rows, compared = [], []
-    # A short run may have none of a kind.
-    for kind in (kind for kind in ("draft", "long") if all(run.seconds(kind) for own in runs.values() for run in own)):
-        for share in (0.5, 0.99):
-            label = f"{kind} p{share * 100:.0f}"
-            values = {name: [percentile(run.seconds(kind), share) for run in own] for name, own in runs.items()}
-            rows += [[f"{label}, {name}", *Spread.of(own).cells(seconds)] for name, own in values.items()]
-            compared.append([label, *Spread.of(ratios(values[PLAIN], values[IN_FLIGHT])).cells(times)])
+    for label, values in waits(runs).items():
+        rows += [[f"{label}, {name}", *Spread.of(own).cells(seconds)] for name, own in values.items()]
+        compared.append([label, *Spread.of(ratios(values[PLAIN], values[IN_FLIGHT])).cells(times)])
     ends = [[name, *(str(sum(r.count(o) for r in own)) for o in ("answered", "refused"))] for name, own in runs.items()]
     return [
         Table(["", "seconds", "from … to"], rows),
         Table([f"{PLAIN} / {IN_FLIGHT}", "median", "from … to"], compared),
         Table(["", "answered", "refused"], ends),
     ]
+
+
+def trace_chart(runs: Mapping[str, Sequence[Answers]]) -> Bars:
+    """A group of bars for each kind and percentile, a bar for each mode."""
+    return Bars(
+        "seconds",
+        {name: {label: Spread.of(values[name]) for label, values in waits(runs).items()} for name in runs},
+    )
+
+
+def waits(runs: Mapping[str, Sequence[Answers]]) -> dict[str, dict[str, list[float]]]:
+    """Percentiles of seconds by kind, then by mode; one figure a round."""
+    # A short run may have none of a kind.
+    kinds = [kind for kind in ("draft", "long") if all(run.seconds(kind) for own in runs.values() for run in own)]
+    return {
+        f"{kind} p{share * 100:.0f}": {
+            name: [percentile(run.seconds(kind), share) for run in own] for name, own in runs.items()
+        }
+        for kind in kinds
+        for share in (0.5, 0.99)
+    }
 
 
 def near_capacity_table(saturated: Sequence[Answers], loaded: Sequence[Answers], offered: Sequence[float]) -> Table:
@@ -145,6 +165,15 @@ def near_capacity_table(saturated: Sequence[Answers], loaded: Sequence[Answers],
         ["refused", *Spread.of(run.count("refused") for run in loaded).cells("{:.0f}".format)],
     ]
     return Table(["", "median", "from … to"], rows)
+
+
+def near_capacity_chart(loaded: Sequence[Answers]) -> Bars:
+    """How long requests take."""
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    waited = [run.seconds("draft") for run in loaded]
+    return Bars(
+        "seconds", {"": {p: Spread.of(percentile(own, share) for own in waited) for p, share in shares.items()}}
+    )
 
 
 def lost(runs: Iterable[Answers]) -> list[str]:

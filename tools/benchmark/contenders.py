@@ -1,24 +1,23 @@
-"""What every contender is given and gives, and the two in processes of their own: diffusers, and our engine.
+"""What every contender is given and gives, our engine, and the processes that contenders have to themselves.
 
 A contender sleeps, without using the CPU, while another one works.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from benchmark.figures import high_water_bytes
 from tiny_sd_client.parameters import Parameters, parse
 
-_PNG_COMPRESSION = 1  # the engine's own, so that diffusers' files take as long to write
 _LEAVE_TIMEOUT_S = 5
 
 
@@ -84,66 +83,42 @@ def peak(name: str, pid: int, gpu_bytes: int | None = None) -> Peak:
 
 
 Make = Callable[[Parameters], bytes]
+"""Gives a PNG file."""
 
 
-def load_diffusers(setup: Setup) -> Make:
-    """diffusers' own pipeline, used as its documentation says; a call gives a PNG file."""
-    import diffusers  # noqa: PLC0415 -- only this contender's process holds it
-    import torch  # noqa: PLC0415
+@dataclass(frozen=True)
+class Ready:
+    """A contender that has loaded."""
 
-    diffusers.logging.disable_progress_bar()
-    on_gpu = setup.device == "GPU"
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        setup.checkpoint,
-        dtype=torch.float16 if on_gpu else torch.float32,
-        safety_checker=None,
-        requires_safety_checker=False,
-    )
-    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to("cuda" if on_gpu else "cpu")
-
-    def make(parameters: Parameters) -> bytes:
-        image = pipeline(
-            prompt=parameters.prompt,
-            negative_prompt=parameters.negative_prompt,
-            num_inference_steps=parameters.num_inference_steps,
-            guidance_scale=parameters.guidance_scale,
-            width=parameters.img_width,
-            height=parameters.img_height,
-            generator=torch.Generator().manual_seed(parameters.seed),
-        ).images[0]
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=_PNG_COMPRESSION)
-        return file.getvalue()
-
-    return make
+    make: Make
+    how: str = ""
+    """Its settings in words, where there is more to say than its name."""
 
 
-def load_engine(setup: Setup) -> Make:
-    """Our engine in process; a call gives a PNG file."""
+def load_engine(setup: Setup) -> Ready:
+    """Our engine in process."""
     from tiny_sd_engine.pipeline import Pipeline  # noqa: PLC0415 -- only this contender's process holds torch
 
     pipeline = Pipeline.from_checkpoint(setup.checkpoint, precision=setup.precision, device=setup.device)
-    return lambda parameters: pipeline.generate(parameters).images[0]
+    return Ready(lambda parameters: pipeline.generate(parameters).images[0])
 
 
 class Worker:
     """A contender in a process of its own, which waits for requests at a pipe. See :func:`worker`."""
 
     def __init__(self, name: str, pid: int, connection: Connection) -> None:
+        """Waits until the process is ready. Raises :class:`BenchError` if it cannot be."""
         self.name = name
         self._pid = pid
         self._connection = connection
         self._gpu_bytes: int | None = None
+        self.how: str = self._receive()
 
     def make(self, parameters: Parameters) -> Picture:
         """One picture; its seconds are those inside the process. Raises :class:`BenchError` if the process dies."""
-        try:
+        with suppress(OSError):  # a dead process shows in the answer
             self._connection.send(parameters)
-            picture: Picture = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise BenchError(f"{self.name}: its process died; its last words are above") from error
+        picture: Picture = self._receive()
         self._gpu_bytes = picture.gpu_bytes
         return picture
 
@@ -151,10 +126,19 @@ class Worker:
         """Peak memory of the process."""
         return [peak(self.name, self._pid, self._gpu_bytes)]
 
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise BenchError(f"{self.name}: its process died; its last words are above") from error
+        if isinstance(answer, BenchError):
+            raise answer
+        return answer
+
 
 @contextmanager
-def worker(name: str, load: Callable[[Setup], Make], setup: Setup) -> Iterator[Worker]:
-    """A process that makes pictures with what ``load`` gives; it ends with the block."""
+def worker(name: str, load: Callable[[Setup], Ready], setup: Setup) -> Iterator[Worker]:
+    """A process that makes pictures with what ``load`` gives, once it is ready; it ends with the block."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, load, setup), name=name, daemon=True)
@@ -169,18 +153,23 @@ def worker(name: str, load: Callable[[Setup], Make], setup: Setup) -> Iterator[W
         process.join()
 
 
-def _work(connection: Connection, load: Callable[[Setup], Make], setup: Setup) -> None:
+def _work(connection: Connection, load: Callable[[Setup], Ready], setup: Setup) -> None:
     """A worker's whole life: until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import torch  # noqa: PLC0415 -- not in the parent, which imports this module too
 
-    make = load(setup)
+    try:
+        ready = load(setup)
+    except BenchError as error:
+        connection.send(error)
+        return
+    connection.send(ready.how)
     while True:
         try:
             parameters = connection.recv()
         except EOFError:
             return
         start = time.perf_counter()
-        file = make(parameters)
+        file = ready.make(parameters)
         seconds = time.perf_counter() - start
         connection.send(Picture(file, seconds, torch.cuda.max_memory_allocated() if setup.device == "GPU" else None))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from benchmark.chart import Bars
 from benchmark.contenders import BenchError, Peak, Picture, Setup, peak
 from benchmark.figures import Spread, alternating, ratios
 from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say, seconds, surcharge
@@ -124,6 +125,7 @@ def overhead(setup: Setup, repeats: int) -> Report:
             *(["Both give the same file for the same request."] if equal else []),
             MEMORY_NOTE,
         ],
+        chart=Bars("seconds per picture", {"": {name: Spread.of(own) for name, own in taken.items()}}),
         measurements={"seconds": taken, "peaks": peaks},
         failures=[] if equal else ["the gateway's picture differs from Triton's"],
     )

@@ -14,7 +14,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
-from benchmark.contenders import BenchError, Peak, Picture, Setup, load_diffusers, peak
+from benchmark.baselines import load_diffusers
+from benchmark.contenders import BenchError, Peak, Picture, Setup, peak
 from tiny_sd_client.parameters import Parameters, parse
 
 _ANSWER_TIMEOUT_S = 3600  # far beyond any picture, so that a lost request ends the run
@@ -98,7 +99,7 @@ def _serve(setup: Setup, listener: socket.socket) -> None:
     import uvicorn  # noqa: PLC0415 -- only this contender's process holds them
     from fastapi import FastAPI, Response  # noqa: PLC0415
 
-    make = load_diffusers(setup)
+    make = load_diffusers(setup).make
     alone = threading.Lock()  # a pipeline keeps its scheduler's state between steps
     app = FastAPI()
 
@@ -112,4 +113,6 @@ def _serve(setup: Setup, listener: socket.socket) -> None:
     def working() -> bool:
         return alone.locked()
 
-    uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)).run(sockets=[listener])
+    # Its connections are idle while the other contenders work.
+    config = uvicorn.Config(app, log_level="error", timeout_keep_alive=_ANSWER_TIMEOUT_S, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
+from benchmark.chart import Bars
 from benchmark.contenders import Setup
 from benchmark.figures import Spread, alternating, ratios
 from benchmark.locked import Locked, serve_locked
@@ -61,6 +62,13 @@ def mixed(setup: Setup, repeats: int) -> Report:
             "The situations take turns, forwards and backwards; ratios are taken request by request.",
             MEMORY_NOTE,
         ],
+        chart=Bars(
+            "seconds per request",
+            {
+                f"{steps} steps": {name: Spread.of(own) for name, own in taken.items() if own}
+                for steps, taken in ((setup.steps, short), (LONG_STEPS, long))
+            },
+        ),
         measurements={"short_seconds": short, "long_seconds": long, "steps_per_second": rates, "peaks": peaks},
     )
 

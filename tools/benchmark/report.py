@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmark.chart import Chart
 from benchmark.contenders import Peak
 
 MEMORY_NOTE = (
@@ -35,6 +36,7 @@ class Report:
     title: str
     tables: Sequence[Table]
     notes: Sequence[str]
+    chart: Chart
     measurements: Mapping[str, Any]
     """Every single measurement, as JSON values and ``Peak``s."""
     failures: Sequence[str] = ()

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import mean
 
+from benchmark.chart import Lines
 from benchmark.contenders import Setup, Worker, load_engine, worker
 from benchmark.figures import Spread, alternating
 from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say
 from benchmark.served import Served, serve
 
 CALLERS = (1, 2, 4, 8)
+ENGINE = "engine, one after another"
 PICTURES = 2
 """By each caller, one after another, each time it is its turn."""
 
@@ -30,8 +32,8 @@ def throughput(setup: Setup, repeats: int) -> Report:
         return callers * PICTURES / seconds
 
     with worker("engine", load_engine, setup) as engine, serve(setup) as served:
-        contenders: dict[str, Callable[[], float]] = {"engine, one after another": partial(by_engine, engine)}
-        contenders |= {f"served, {callers} at once": partial(by_callers, served, callers) for callers in CALLERS}
+        contenders: dict[str, Callable[[], float]] = {ENGINE: partial(by_engine, engine)}
+        contenders |= {_served(callers): partial(by_callers, served, callers) for callers in CALLERS}
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         changes = {name: Counter[str]() for name in contenders}
         for name, measure in contenders.items():
@@ -54,8 +56,16 @@ def throughput(setup: Setup, repeats: int) -> Report:
             "the U-Net stage together.",
             MEMORY_NOTE,
         ],
+        chart=throughput_chart(rates),
         measurements={"pictures_per_second": rates, "unet_metrics": changes, "peaks": peaks},
     )
+
+
+def throughput_chart(rates: Mapping[str, Sequence[float]]) -> Lines:
+    """The engine, which has no callers, is a level to compare with."""
+    spreads = {name: Spread.of(own) for name, own in rates.items()}
+    lines = {"served": {callers: spreads[_served(callers)] for callers in CALLERS}}
+    return Lines("pictures per second", "callers", lines | {ENGINE: dict.fromkeys(CALLERS, spreads[ENGINE])})
 
 
 def throughput_table(rates: Mapping[str, Sequence[float]], changes: Mapping[str, Mapping[str, float]]) -> Table:
@@ -70,6 +80,10 @@ def throughput_table(rates: Mapping[str, Sequence[float]], changes: Mapping[str,
         for name, own in rates.items()
     ]
     return Table(["", "pictures per second", "from … to", "rows per U-Net call", "requests per execution"], rows)
+
+
+def _served(callers: int) -> str:
+    return f"served, {callers} at once"
 
 
 def _per(change: Mapping[str, float], total: str, count: str) -> str:

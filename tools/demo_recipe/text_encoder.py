@@ -109,7 +109,9 @@ def _batch(chance: np.random.Generator, tokenizer: CLIPTokenizer) -> tuple[Tenso
 
 
 def _captions(chance: np.random.Generator) -> list[str]:
-    return ["" if chance.random() < _EMPTY else caption(random_scene(chance, "train"), chance) for _ in range(_CAPTIONS)]
+    return [
+        "" if chance.random() < _EMPTY else caption(random_scene(chance, "train"), chance) for _ in range(_CAPTIONS)
+    ]
 
 
 def _tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
