@@ -1,7 +1,7 @@
 """The denoising loop, batched in flight: pick what runs, run it, book the results.
 
-Jobs come and go between any two U-Net calls. A call holds images of equal shape from whichever jobs have had least of
-the U-Net, each at its own timestep of its own schedule.
+Jobs come and go between any two U-Net calls. A call holds images of equal shape from whichever jobs are first in line,
+each at its own timestep of its own schedule.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tiny_sd_engine.flight import MAX_EVALUATIONS, Image, Job, Task, take_step
 from tiny_sd_engine.graphs import CudaCapture, Graphs
 from tiny_sd_engine.schedulers import compile_schedule
 from tiny_sd_engine.slab import Slab
+from tiny_sd_engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Denoiser:
         self._jobs: dict[object, Job] = {}
         # Weak: a slab belongs to its images, and its memory goes with the last of them.
         self._slabs: weakref.WeakValueDictionary[object, Slab] = weakref.WeakValueDictionary()
-        self._served = 0.0
+        self._turns = Turns()
         self._runs = 0
         self._handed_back = False
         self._last_run = time.monotonic()
@@ -86,7 +87,7 @@ class Denoiser:
         with self._lock:
             if key not in self._jobs:
                 self._jobs[key] = self._admit(task())
-                self._jobs[key].served = self._served
+                self._jobs[key].turn = self._turns.enter(self._jobs[key].work)
                 self._jobs[key].seen_in_run = self._runs
                 self._report_jobs()
             return self._jobs[key]
@@ -113,7 +114,8 @@ class Denoiser:
     def remove(self, key: object) -> None:
         """Forget a job, ended or not."""
         with self._lock:
-            self._jobs.pop(key, None)
+            if job := self._jobs.pop(key, None):
+                self._let_go(job)
             self._report_jobs()
 
     def evict(self, older_than_s: float) -> list[Job]:
@@ -128,8 +130,9 @@ class Denoiser:
                 for key, job in self._jobs.items()
             }
             dropped = [self._jobs.pop(key) for key, since in waiting_since.items() if since < oldest]
-            if self._observer:
-                for _ in dropped:
+            for job in dropped:
+                self._let_go(job)
+                if self._observer:
                     self._observer.job_evicted()
             self._report_jobs()
             return dropped
@@ -215,14 +218,13 @@ class Denoiser:
                 self.stop(job, Overdue())
 
     def _pick(self, jobs: Iterable[Job]) -> list[Image]:
-        """Images for one U-Net call: one of the job that has had least of the U-Net, then those that fit in with it.
+        """Images for one U-Net call: the first in line, then those that fit in with it.
 
-        Jobs share the U-Net by work, not by calls: one of four large pictures has no more of it than one of a single
-        small picture, which is done all the sooner. This is start-time fair queueing (Goyal, Vin and Cheng, 1996): a
-        job that comes, or comes back, counts as served like the one whose turn it is.
+        Who has just come takes its first step at once, so that its caller sees it begin. After that the line is that of
+        :class:`Turns`; the work of a step is its rows' latents.
         """
         unfinished = (image for job in jobs for image in job.images if not image.finished)
-        waiting = sorted(unfinished, key=lambda image: (image.job.served, image.evaluation))
+        waiting = sorted(unfinished, key=lambda image: (image.job.begun, image.job.turn, image.evaluation))
         picked: list[Image] = []
         rows = 0
         for image in waiting:
@@ -230,10 +232,8 @@ class Denoiser:
                 continue
             picked.append(image)
             rows += image.job.rows
-        if picked:
-            self._served = max(self._served, picked[0].job.served)
         for image in picked:
-            image.job.served = max(image.job.served, self._served) + image.job.rows * image.slab.area
+            self._turns.worked(image.job.rows * image.slab.area)
         return picked
 
     def _advance(self, images: Sequence[Image]) -> None:
@@ -262,6 +262,10 @@ class Denoiser:
             for job in jobs:
                 if job.error is None:
                     _fail(job, error)
+
+    def _let_go(self, job: Job) -> None:
+        if not job.finished:
+            self._turns.leave(job.turn)
 
     def _report_jobs(self) -> None:
         if self._observer:

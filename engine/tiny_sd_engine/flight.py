@@ -13,6 +13,7 @@ import torch
 from tiny_sd_engine.errors import InvalidInput
 from tiny_sd_engine.schedulers import Schedule, latents_slot, prediction_slot
 from tiny_sd_engine.slab import Slab, Unet, call_of, step, table_of
+from tiny_sd_engine.turns import Turn
 
 MAX_STEPS = 200
 """More than callers may ask for; it bounds the time that compiling a schedule takes."""
@@ -132,8 +133,8 @@ class Job:
         self.task = task
         self.schedule = schedule
         self.error: Exception | None = None
-        self.served = 0.0
-        """The U-Net's work for this job, and for others while it was not there; see ``Denoiser._pick``."""
+        self.turn = Turn(0.0, 0)
+        """Its place in line."""
         self.previewed_step = 0
         """Step of the last preview; kept here for whoever makes them."""
         self.seen = time.monotonic()
@@ -150,6 +151,16 @@ class Job:
     def finished(self) -> bool:
         """Whether all images are final."""
         return all(image.finished for image in self.images)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step was made for it."""
+        return any(image.evaluation for image in self.images)
+
+    @property
+    def work(self) -> int:
+        """What it takes in all: latents (h * w) times rows times evaluations."""
+        return len(self.schedule) * self.rows * sum(image.slab.area for image in self.images)
 
     @property
     def ended(self) -> bool:

@@ -28,6 +28,7 @@ from tiny_sd_engine.device import Device, Pace, select_device
 from tiny_sd_engine.errors import Cancelled, EngineError, InvalidInput, Overdue
 from tiny_sd_engine.flight import MAX_STEPS, Image, Job, Task
 from tiny_sd_engine.pipeline import Pipeline
+from tiny_sd_engine.turns import Turns
 
 HIDDEN = 48
 WINDOW = 77
@@ -91,7 +92,7 @@ def sharing(loaded: Denoiser, max_rows: int) -> Denoiser:
     denoiser._observer = Recorder()
     denoiser._jobs = {}
     denoiser._slabs = weakref.WeakValueDictionary()
-    denoiser._served = 0.0
+    denoiser._turns = Turns()
     denoiser._lock = threading.Lock()
     return denoiser
 
@@ -337,47 +338,52 @@ def test_a_short_job_that_comes_later_is_done_while_a_long_one_goes_on(loaded: D
     short = denoiser.job("short", lambda: short_task)
     denoiser.run([long, short], math.inf)
     assert short.finished
-    assert progress(long) == [12], "they alternate, and the one that never ran goes first"
+    assert progress(long) == [10], "it waits, since by even sharing the short one would be done first"
     denoiser.run_to_end([long])
     assert torch.equal(short.latents(), alone(loaded, short_task))
     assert torch.equal(long.latents(), alone(loaded, long_task))
 
 
-def test_jobs_that_cannot_share_a_call_take_turns(loaded: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_jobs_that_cannot_share_a_call_the_first_to_come_goes_on_once_all_have_begun(
+    loaded: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     denoiser = sharing(loaded, 2)
     calls = spy_on_calls(denoiser, monkeypatch)
     first, second = admit(denoiser, a_task(width=64, height=128), a_task(width=128, height=64))
-    for _ in range(10):
-        denoiser.run([first, second], 0.0)
-    assert [call[0].job for call in calls] == [first, second] * 5
-
-
-def work(job: Job) -> int:
-    """In evaluations of a row of 64 by 64 pixels."""
-    return sum(progress(job)) * job.rows * job.task.width * job.task.height // 64**2
+    for _ in range(6):
+        denoiser.run([second, first], 0.0)
+    assert [call[0].job for call in calls] == [first, second, first, first, first, first]
 
 
 @pytest.mark.parametrize("max_rows", [2, 4, 16])
-def test_the_unet_is_shared_by_work_whoever_asks_first(loaded: Denoiser, max_rows: int) -> None:
+def test_no_job_ends_later_than_by_even_sharing_whoever_asks_first(loaded: Denoiser, max_rows: int) -> None:
     denoiser = sharing(loaded, max_rows)
-    large, several, small, _ = jobs = admit(
+    jobs = admit(
         denoiser,
-        a_task(width=128, num_inference_steps=100),
-        a_task(width=64, height=64, seeds=[1, 2, 3], num_inference_steps=100),
-        a_task(width=64, num_inference_steps=100),
-        a_task(width=64, height=96, guidance_scale=1.0, num_inference_steps=100),
+        a_task(width=128, num_inference_steps=30),
+        a_task(width=64, height=64, seeds=[1, 2, 3], num_inference_steps=20),
+        a_task(width=64, num_inference_steps=20),
+        a_task(width=64, height=96, guidance_scale=1.0, num_inference_steps=20),
     )
-    for turn in range(60):
-        denoiser.run(jobs[turn % 4 :] + jobs[: turn % 4], 0.0)
-        most = max(work(job) for job in jobs)
-        assert most - min(work(job) for job in jobs) <= 2 * max(8, work_of_a_call(several, max_rows)), "a call or two"
-    assert progress(small)[0] == pytest.approx(2 * progress(large)[0], abs=2)
-    assert max(progress(several)) - min(progress(several)) <= 1, "a job's images take turns"
+    first_steps = sum(job.rows * job.images[0].slab.area for job in jobs)
+    by_even_sharing = [sum(min(job.work, other.work) for other in jobs) for job in jobs]
+    unfinished, turn = list(jobs), 0
+    while unfinished:
+        turn += 1
+        denoiser.run(unfinished[turn % len(unfinished) :] + unfinished[: turn % len(unfinished)], 0.0)
+        done = sum(sum(progress(job)) * job.rows * job.images[0].slab.area for job in jobs)
+        for job in [job for job in unfinished if job.finished]:
+            assert done <= by_even_sharing[jobs.index(job)] + first_steps
+            assert all(sum(progress(other)) for other in jobs), "each has begun"
+            unfinished.remove(job)
 
 
-def work_of_a_call(job: Job, max_rows: int) -> int:
-    """The most that a job of 64 by 64 pixels has of one call."""
-    return min(len(job.images) * job.rows, max_rows)
+def test_the_images_of_a_job_go_on_together(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 2)
+    (job,) = admit(denoiser, a_task(seeds=[1, 2, 3], num_inference_steps=20))
+    for _ in range(20):
+        denoiser.run([job], 0.0)
+        assert max(progress(job)) - min(progress(job)) <= 1
 
 
 def test_a_small_job_does_not_wait_for_the_steps_of_large_ones(loaded: Denoiser) -> None:
@@ -393,14 +399,29 @@ def test_a_small_job_does_not_wait_for_the_steps_of_large_ones(loaded: Denoiser)
     assert calls <= 16 + 4, "a step of a large one is worth sixteen of the small one"
 
 
-def test_a_job_that_was_away_does_not_make_up_for_it(loaded: Denoiser) -> None:
+def test_a_job_that_was_away_keeps_its_place_in_line(loaded: Denoiser) -> None:
     denoiser = sharing(loaded, 1)
-    here, away = admit(denoiser, a_task(num_inference_steps=50), a_task(num_inference_steps=50))
+    away, here = admit(denoiser, a_task(num_inference_steps=50), a_task(num_inference_steps=50))
     for _ in range(20):
         denoiser.run([here], 0.0)
     for _ in range(10):
         denoiser.run([here, away], 0.0)
-    assert (progress(here), progress(away)) == ([24], [6]), "a tie goes to the one with fewer steps done"
+    assert (progress(away), progress(here)) == ([10], [20])
+
+
+def test_a_job_that_was_stopped_is_nobodys_competitor(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 1)
+    stopped = denoiser.job("stopped", lambda: a_task(num_inference_steps=30))
+    denoiser.job("first", lambda: a_task(num_inference_steps=30))
+    denoiser.stop(stopped, Cancelled())
+    denoiser.remove("stopped")
+    first = denoiser.job("first", lambda: a_task(num_inference_steps=30))
+    for _ in range(20):
+        denoiser.run([first], 0.0)
+    second = denoiser.job("second", lambda: a_task(num_inference_steps=12))
+    for _ in range(8):
+        denoiser.run([second, first], 0.0)
+    assert (progress(first), progress(second)) == ([27], [1]), "with ten steps to go it would be done first"
 
 
 def test_a_job_that_is_not_asked_for_stands_still(denoiser: Denoiser) -> None:
