@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from tiny_sd_engine.flight import MAX_EVALUATIONS, Image, Job, Task, take_step
 from tiny_sd_engine.graphs import CudaCapture, Graphs
 from tiny_sd_engine.schedulers import compile_schedule
 from tiny_sd_engine.slab import Slab
-from tiny_sd_engine.turns import Turns
+from tiny_sd_engine.turns import Speed, Turns
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Denoiser:
         # Weak: a slab belongs to its images, and its memory goes with the last of them.
         self._slabs: weakref.WeakValueDictionary[object, Slab] = weakref.WeakValueDictionary()
         self._turns = Turns()
+        self._speed = Speed()
         self._runs = 0
         self._handed_back = False
         self._last_run = time.monotonic()
@@ -137,6 +139,15 @@ class Denoiser:
             self._report_jobs()
             return dropped
 
+    def seconds_left(self) -> dict[Job, float]:
+        """When the jobs in flight will be done, if no others come; empty as long as nothing has been measured."""
+        with self._lock:
+            line = sorted((job for job in self._jobs.values() if not job.ended), key=lambda job: job.turn)
+            until = accumulate(job.work for job in line)
+            if not self._speed.known:
+                return {}
+            return {job: self._speed.seconds(work, job.calls) for job, work in zip(line, until, strict=True)}
+
     def others_are_due(self, jobs: Sequence[Job]) -> bool:
         """Whether ``jobs`` lacks one of the last run, or admitted since, that has not ended. Once between two runs.
 
@@ -157,6 +168,7 @@ class Denoiser:
         """
         with self._lock, torch.inference_mode():
             start = time.monotonic()
+            work = calls = 0
             pace = self._device.pace()
             while True:
                 self._stop_overdue(jobs)
@@ -167,6 +179,8 @@ class Denoiser:
                     break
                 self._advance(images)
                 self._wait(pace.keep, jobs)
+                work += _work(images)
+                calls += 1
                 if time.monotonic() >= start + quantum_s:
                     break
             for job in jobs:
@@ -175,6 +189,8 @@ class Denoiser:
             self._wait(self._device.synchronize, jobs)
             self._last_run = time.monotonic()
             self._runs += 1
+            if calls:
+                self._speed.measured(work, calls, self._last_run - start)
             for job in jobs:
                 job.seen, job.seen_in_run = self._last_run, self._runs
             if self._observer:
@@ -232,8 +248,7 @@ class Denoiser:
                 continue
             picked.append(image)
             rows += image.job.rows
-        for image in picked:
-            self._turns.worked(image.job.rows * image.slab.area)
+        self._turns.worked(_work(picked))
         return picked
 
     def _advance(self, images: Sequence[Image]) -> None:
@@ -270,6 +285,11 @@ class Denoiser:
     def _report_jobs(self) -> None:
         if self._observer:
             self._observer.jobs_in_flight(len(self._jobs))
+
+
+def _work(images: Iterable[Image]) -> int:
+    """Of one step, as in :attr:`Job.work`."""
+    return sum(image.job.rows * image.slab.area for image in images)
 
 
 def _check(job: Job) -> None:

@@ -92,9 +92,14 @@ class Image:
         return self.slab.past(self.slot)[latents_slot(self.evaluation)]
 
     @property
+    def left(self) -> int:
+        """Evaluations to come."""
+        return len(self.job.schedule) - self.evaluation
+
+    @property
     def finished(self) -> bool:
         """Whether ``latents`` are final."""
-        return self.evaluation == len(self.job.schedule)
+        return not self.left
 
     @property
     def draws_noise(self) -> bool:
@@ -159,8 +164,13 @@ class Job:
 
     @property
     def work(self) -> int:
-        """What it takes in all: latents (h * w) times rows times evaluations."""
-        return len(self.schedule) * self.rows * sum(image.slab.area for image in self.images)
+        """What is left to do: latents (h * w) times rows times evaluations."""
+        return self.rows * sum(image.slab.area * image.left for image in self.images)
+
+    @property
+    def calls(self) -> int:
+        """Calls of the U-Net that have to follow one another until the end."""
+        return max(image.left for image in self.images)
 
     @property
     def ended(self) -> bool:

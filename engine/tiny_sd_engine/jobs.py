@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 
 from tiny_sd_engine.errors import Busy, Cancelled, DuplicateId, EngineError, InvalidInput, Overdue, UnknownJob
 from tiny_sd_engine.settings import SettingError
@@ -49,8 +50,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     waits INTEGER NOT NULL DEFAULT 1,
     seen REAL NOT NULL,               -- when it came to wait, or was last worked on
     admitted REAL NOT NULL,
-    started REAL,                     -- when denoising began
-    stepped REAL,                     -- when it got to its step
+    ends REAL,                        -- when denoising is expected to end
     step INTEGER NOT NULL DEFAULT 0,
     steps INTEGER NOT NULL,
     deadline REAL NOT NULL,           -- Unix time; 0: none
@@ -102,7 +102,7 @@ class Entry:
     seconds: float
     """Since it was admitted."""
     seconds_left: float | None
-    """Until the end of denoising, if the steps to come take as long as those behind; None: too early to tell."""
+    """Until the end of denoising, as the denoiser expects it; None: too early to tell."""
 
 
 @dataclass(frozen=True)
@@ -194,21 +194,20 @@ class Board:
                 elif deadline and clock > deadline:
                     stops[id] = Overdue()
                 database.execute(
-                    "UPDATE jobs SET stage = ?1, waits = 0, seen = ?2, started = coalesce(started, ?2) WHERE id = ?3",
+                    "UPDATE jobs SET stage = ?, waits = 0, seen = ? WHERE id = ?",
                     (stage, now, id),
                 )
             self._beat(stage, now, newest)
         return stops
 
-    def denoised(self, steps: Mapping[str, int]) -> None:
-        """These jobs have got to these steps."""
+    def denoised(self, steps: Mapping[str, int], left: Mapping[str, float] = MappingProxyType({})) -> None:
+        """These jobs have got to these steps, and so many seconds are left until their last, where that is known."""
         now = time.monotonic()
+        ends = {id: now + seconds for id, seconds in left.items()}
         with faults_logged(), self._transaction() as database:
             database.executemany(
-                """
-                UPDATE jobs SET seen = ?1, stepped = CASE step WHEN ?2 THEN stepped ELSE ?1 END, step = ?2 WHERE id = ?3
-                """,
-                [(now, step, id) for id, step in steps.items()],
+                "UPDATE jobs SET seen = ?, step = ?, ends = ? WHERE id = ?",
+                [(now, step, ends.get(id), id) for id, step in steps.items()],
             )
 
     def show(self, id: str, preview: Preview) -> None:
@@ -323,7 +322,7 @@ class Board:
 
     def _select(self, which: str, *values: object) -> list[Entry]:
         now = time.monotonic()
-        columns = "id, stage, waits, admitted, started, stepped, step, steps, cancelled"
+        columns = "id, stage, waits, admitted, ends, step, steps, cancelled"
         with self._lock:
             rows = self._database.execute(f"SELECT {columns} FROM jobs {which}", values).fetchall()
         return [_entry(*row, now=now) for row in rows]
@@ -367,8 +366,7 @@ def _entry(  # noqa: PLR0917 -- the columns of a row
     stage: str,
     waits: bool,
     admitted: float,
-    started: float | None,
-    stepped: float | None,
+    ends: float | None,
     step: int,
     steps: int,
     cancelled: bool,
@@ -383,6 +381,6 @@ def _entry(  # noqa: PLR0917 -- the columns of a row
     left = None
     if step == steps:
         left = 0.0
-    elif started is not None and stepped is not None and step:
-        left = max(0.0, (stepped - started) / step * (steps - step) - (now - stepped))
+    elif ends is not None:
+        left = max(0.0, ends - now)
     return Entry(id, shown, step, steps, now - admitted, left)

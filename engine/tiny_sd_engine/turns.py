@@ -11,6 +11,8 @@ from bisect import insort
 from itertools import count
 from typing import NamedTuple
 
+_NEWEST = 0.3  # weight of the latest measurement
+
 
 class Turn(NamedTuple):
     """A place in line: the lowest goes first."""
@@ -49,3 +51,28 @@ class Turns:
                 return
             work -= to_next_end
             self._clock = self._there.pop(0).end
+
+
+class Speed:
+    """How fast work has lately been done, and by calls of what length."""
+
+    def __init__(self) -> None:
+        self._work_per_s = 0.0
+        self._seconds_per_call = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything has been measured."""
+        return self._work_per_s > 0
+
+    def measured(self, work: float, calls: int, seconds: float) -> None:
+        """So much was done in so many calls and seconds; a clock that has not moved on tells nothing."""
+        if seconds <= 0:
+            return
+        share = _NEWEST if self.known else 1.0
+        self._work_per_s += share * (work / seconds - self._work_per_s)
+        self._seconds_per_call += share * (seconds / calls - self._seconds_per_call)
+
+    def seconds(self, work: float, calls: int) -> float:
+        """What so much work takes, of which so many calls have to follow one another."""
+        return max(work / self._work_per_s, calls * self._seconds_per_call)

@@ -92,7 +92,7 @@ def test_no_process_grows_with_the_number_of_requests(sound: LocalServer) -> Non
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_the_check_catches_a_process_that_leaks(leaking: LocalServer) -> None:
-    growth = watch(leaking, WARM_UP // 4, REQUESTS // 8)
+    growth = watch(leaking, WARM_UP, REQUESTS // 8)
     assert [name for name, each in growth.items() if each.grows] == ["tokenizer"], growth
     assert growth["tokenizer"].slope == pytest.approx(1000 * LEAK / _MIB, rel=0.3)
 

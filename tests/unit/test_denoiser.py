@@ -28,7 +28,7 @@ from tiny_sd_engine.device import Device, Pace, select_device
 from tiny_sd_engine.errors import Cancelled, EngineError, InvalidInput, Overdue
 from tiny_sd_engine.flight import MAX_STEPS, Image, Job, Task
 from tiny_sd_engine.pipeline import Pipeline
-from tiny_sd_engine.turns import Turns
+from tiny_sd_engine.turns import Speed, Turns
 
 HIDDEN = 48
 WINDOW = 77
@@ -93,6 +93,7 @@ def sharing(loaded: Denoiser, max_rows: int) -> Denoiser:
     denoiser._jobs = {}
     denoiser._slabs = weakref.WeakValueDictionary()
     denoiser._turns = Turns()
+    denoiser._speed = Speed()
     denoiser._lock = threading.Lock()
     return denoiser
 
@@ -407,6 +408,22 @@ def test_a_job_that_was_away_keeps_its_place_in_line(loaded: Denoiser) -> None:
     for _ in range(10):
         denoiser.run([here, away], 0.0)
     assert (progress(away), progress(here)) == ([10], [20])
+
+
+def test_the_seconds_left_of_a_job_hold_those_of_the_jobs_before_it(
+    loaded: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser = sharing(loaded, 1)
+    short, long = admit(denoiser, a_task(num_inference_steps=4), a_task(num_inference_steps=10))
+    assert denoiser.seconds_left() == {}
+    now = [0.0]
+    monkeypatch.setattr("tiny_sd_engine.denoiser.time.monotonic", lambda: now[0])
+    advance = denoiser._advance
+    monkeypatch.setattr(denoiser, "_advance", lambda images: (advance(images), now.__setitem__(0, now[0] + 2.0)))
+    denoiser.run([short, long], 0.0)
+    assert denoiser.seconds_left() == {short: pytest.approx(3 * 2.0), long: pytest.approx(13 * 2.0)}
+    denoiser.stop(short, Cancelled())
+    assert denoiser.seconds_left() == {long: pytest.approx(10 * 2.0)}
 
 
 def test_a_job_that_was_stopped_is_nobodys_competitor(loaded: Denoiser) -> None:

@@ -153,8 +153,8 @@ def test_a_refusal_says_how_many_are_in_flight_and_when_to_come_back(board: Boar
     assert refusal() == "busy: 2 of 2 generations are in flight; come back in 1 s"
     board.take_up(Stage.DENOISING, ["slow", "fast"])
     clock.now += 5
-    board.denoised({"slow": 1, "fast": 8})
-    assert refusal() == "busy: 2 of 2 generations are in flight; come back in 8 s", "12 steps of 0.625 s are to come"
+    board.denoised({"slow": 1, "fast": 8}, {"slow": 95.0, "fast": 7.5})
+    assert refusal() == "busy: 2 of 2 generations are in flight; come back in 8 s"
     clock.now += 6
     assert refusal() == "busy: 2 of 2 generations are in flight; come back in 2 s"
     board.hand_on("fast", Stage.DECODING)
@@ -255,18 +255,16 @@ def test_a_job_goes_from_the_queue_through_denoising_to_decoding(board: Board) -
         board.find("job")
 
 
-def test_the_seconds_left_follow_from_the_steps_so_far(board: Board, clock: Clock) -> None:
+def test_the_seconds_left_are_the_denoisers_less_those_that_have_passed(board: Board, clock: Clock) -> None:
     def left() -> float | None:
         return board.find("job").seconds_left
 
-    admit(board, "job")
-    clock.now += 100  # waiting is no denoising
-    board.take_up(Stage.DENOISING, ["job"])
+    admit(board, "job", "other")
+    board.take_up(Stage.DENOISING, ["job", "other"])
     assert left() is None
-    clock.now += 10
-    board.denoised({"job": 0})
+    board.denoised({"job": 0, "other": 0}, {"other": 7.0})
     assert left() is None
-    board.denoised({"job": 5})
+    board.denoised({"job": 5}, {"job": 30.0, "other": 9.0})
     assert left() == pytest.approx(30)
     clock.now += 4
     assert left() == pytest.approx(26)
@@ -274,24 +272,6 @@ def test_the_seconds_left_follow_from_the_steps_so_far(board: Board, clock: Cloc
     assert left() == 0
     board.hand_on("job", Stage.DECODING)
     assert left() == 0
-
-
-def test_the_estimate_does_not_grow_while_a_step_is_being_made(
-    board: Board, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "_BEAT_S", 0.001)
-    admit(board, "job")
-    board.take_up(Stage.DENOISING, ["job"])
-    clock.now += 30
-    board.denoised({"job": 1})
-    board.take_up(Stage.DENOISING, ["job"])
-    with board.at_work(Stage.DENOISING, ["job"]):
-        clock.now += 20
-        wait_for_beat(board, clock)
-    assert board.find("job").seconds_left == pytest.approx(19 * 30 - 20)
-    clock.now += 5
-    board.denoised({"job": 1})
-    assert board.find("job").seconds_left == pytest.approx(19 * 30 - 25)
 
 
 def test_a_preview_takes_the_place_of_the_last_one_and_goes_with_the_job(board: Board) -> None:

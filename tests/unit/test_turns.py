@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny_sd_engine.turns import Turn, Turns
+from tiny_sd_engine.turns import Speed, Turn, Turns
 
 arrivals = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), min_size=1, max_size=12)
 """When each comes, and how much it has to do; a unit of work takes a unit of time."""
@@ -84,3 +84,14 @@ def test_who_leaves_takes_no_more_part() -> None:
     turns.leave(leaving)  # once more does nothing
     turns.worked(20)
     assert turns.enter(9) < staying < turns.enter(11), "the one that stays has had all twenty"
+
+
+def test_the_speed_is_that_of_late_and_no_job_is_faster_than_its_calls_one_after_another() -> None:
+    speed = Speed()
+    assert not speed.known
+    speed.measured(work=100, calls=10, seconds=2.0)
+    assert speed.seconds(work=500, calls=3) == 10.0
+    assert speed.seconds(work=500, calls=80) == 16.0
+    for _ in range(40):
+        speed.measured(work=400, calls=10, seconds=2.0)
+    assert abs(speed.seconds(work=500, calls=3) - 2.5) < 0.01

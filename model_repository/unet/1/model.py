@@ -83,7 +83,8 @@ class TritonPythonModel:
 
     def _report(self, jobs: list[Job]) -> None:
         """Tell the board how far the jobs are, and show the previews that are due."""
-        self._board.denoised({job.task.job_id: job.step for job in jobs})
+        left = {job.task.job_id: seconds for job, seconds in self._denoiser.seconds_left().items()}
+        self._board.denoised({job.task.job_id: job.step for job in jobs}, left)
         for job in jobs:
             every = job.task.preview_every
             if every and not job.ended and job.step // every > job.previewed_step // every:
