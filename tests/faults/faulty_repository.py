@@ -8,7 +8,7 @@ from pathlib import Path
 from local_server.install import ROOT
 
 NAN_SEED = 666
-"""The U-Net predicts NaN for it."""
+"""A step of the denoiser leaves NaN in its latents."""
 LARGE_SEED = 667
 """U-Net calls run out of memory with it."""
 MOST_ROWS = 4
@@ -20,15 +20,19 @@ WIDE = {"img_width": 256, "img_height": 128}
 
 _FAULTS = {
     "unet": f"""
-def _with_faults(predict):
-    def faulty(self, images):
+from tiny_sd_engine import denoiser
+
+def _with_faults(take_step):
+    def faulty(images, unet):
         seeds = [image.job.task.seeds[0] for image in images]
         if {LARGE_SEED} in seeds or sum(image.job.rows for image in images) > {MOST_ROWS}:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        made = predict(self, images)
-        return [float("nan") * own if seed == {NAN_SEED} else own for own, seed in zip(made, seeds)]
+        take_step(images, unet)
+        for image, seed in zip(images, seeds):
+            if seed == {NAN_SEED}:
+                image.latents.fill_(float("nan"))
     return faulty
-Denoiser._predict = _with_faults(Denoiser._predict)
+denoiser.take_step = _with_faults(denoiser.take_step)
 """,
     "text_encoder": f"""
 def _with_faults(embed):
