@@ -159,8 +159,8 @@ class Job:
 
     @property
     def begun(self) -> bool:
-        """Whether a step was made for it."""
-        return any(image.evaluation for image in self.images)
+        """Whether it shows to be under way: a step of it is done."""
+        return self.step > 0
 
     @property
     def work(self) -> int:

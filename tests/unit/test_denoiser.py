@@ -366,7 +366,7 @@ def test_no_job_ends_later_than_by_even_sharing_whoever_asks_first(loaded: Denoi
         a_task(width=64, num_inference_steps=20),
         a_task(width=64, height=96, guidance_scale=1.0, num_inference_steps=20),
     )
-    first_steps = sum(job.rows * job.images[0].slab.area for job in jobs)
+    first_steps = sum(job.rows * image.slab.area for job in jobs for image in job.images)
     by_even_sharing = [sum(min(job.work, other.work) for other in jobs) for job in jobs]
     unfinished, turn = list(jobs), 0
     while unfinished:
@@ -377,6 +377,21 @@ def test_no_job_ends_later_than_by_even_sharing_whoever_asks_first(loaded: Denoi
             assert done <= by_even_sharing[jobs.index(job)] + first_steps
             assert all(sum(progress(other)) for other in jobs), "each has begun"
             unfinished.remove(job)
+
+
+def test_a_job_that_comes_has_a_step_done_before_others_go_on(loaded: Denoiser) -> None:
+    denoiser = sharing(loaded, 1)
+    first = denoiser.job("first", lambda: a_task(num_inference_steps=20))
+    denoiser.run([first], 0.0)
+    several = denoiser.job("several", lambda: a_task(num_inference_steps=20, scheduler="Heun", seeds=[1, 2]))
+    calls = 0
+    while not several.step:
+        denoiser.run([first, several], 0.0)
+        calls += 1
+    assert progress(first) == [1]
+    assert calls <= 2 * 2, "two images, and at most two evaluations a step"
+    denoiser.run([first, several], 0.0)
+    assert progress(first) == [2]
 
 
 def test_the_images_of_a_job_go_on_together(loaded: Denoiser) -> None:
