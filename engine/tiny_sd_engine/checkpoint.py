@@ -134,12 +134,12 @@ def _load(component: str, checkpoint: Path, load: Callable[[Path], Any]) -> Any:
 def _laid_out(network: Any, device: Device) -> Any:
     import torch  # noqa: PLC0415
 
-    from tiny_sd_engine.attention import fill_up_texts  # noqa: PLC0415
+    from tiny_sd_engine.blocks import fuse  # noqa: PLC0415
     from tiny_sd_engine.packed import can_pack, pack  # noqa: PLC0415
 
     network.to(memory_format=torch.channels_last)
     if can_pack(device):
-        fill_up_texts(network)
+        fuse(network)
         pack(network)
     return network
 

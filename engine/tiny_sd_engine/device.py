@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
+from tiny_sd_engine import memory
 from tiny_sd_engine.errors import EngineError
 from tiny_sd_engine.settings import PRECISIONS
+
+memory.use_large_pages()
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

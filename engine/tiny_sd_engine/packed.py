@@ -47,9 +47,13 @@ class PackedLinear(nn.Module):
         self._weight = _lay_out(layer.weight)
         self._bias = layer.bias
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
-        outputs: Tensor = _onednn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+    def forward(self, inputs: Tensor, to: Tensor | None = None) -> Tensor:
+        """[..., in] to [..., out], added to ``to``, [..., out], where that is given."""
+        outputs: Tensor
+        if to is None:
+            outputs = _onednn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        else:
+            outputs = _onednn._linear_pointwise.binary(inputs, to, self._weight, self._bias, "add")
         return outputs
 
 
@@ -80,11 +84,14 @@ class PackedConv2d(nn.Module):
         self._weight = _lay_out_convolution(layer.weight.detach().to_mkldnn(), *self._manner)
         self._bias = layer.bias
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """[n, in, h, w], channels last, to [n, out, h, w]."""
-        outputs: Tensor = _onednn._convolution_pointwise(
-            inputs, self._weight, self._bias, *self._manner, "none", [], ""
-        )
+    def forward(self, inputs: Tensor, to: Tensor | None = None) -> Tensor:
+        """[n, in, h, w], channels last, to [n, out, h, w], added to ``to`` of that shape where it is given."""
+        outputs: Tensor
+        layer = (self._weight, self._bias, *self._manner)
+        if to is None:
+            outputs = _onednn._convolution_pointwise(inputs, *layer, "none", [], "")
+        else:
+            outputs = _onednn._convolution_pointwise.binary(inputs, to, *layer, "add", 1.0, None, [], None)
         return outputs
 
 

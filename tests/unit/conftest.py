@@ -16,6 +16,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture
+def seeded() -> None:
+    """The same random weights and inputs in every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def fresh_accelerator() -> Iterator[None]:
     """accelerate keeps one state for each process; a training run is meant to have a process of its own."""
     yield

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
+from exactness import far_apart
 from torch import nn
 
 from tiny_sd_engine import checkpoint as checkpoints
@@ -20,17 +21,6 @@ BF16 = Device(torch.device("cpu"), torch.bfloat16)
 PLAIN = (nn.Linear, nn.Conv2d, GEGLU)
 
 pytestmark = pytest.mark.usefixtures("seeded")
-
-
-@pytest.fixture
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
-def far_apart(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    """The largest difference, in standard deviations."""
-    assert ours.shape == exact.shape
-    return float((ours.float() - exact).abs().max() / exact.std())
 
 
 @pytest.mark.parametrize(

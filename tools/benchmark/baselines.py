@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from functools import partial
@@ -17,6 +18,7 @@ _GUIDED_ROWS = 2
 
 def load_diffusers(setup: Setup) -> Ready:
     """diffusers' own pipeline, used as its documentation says."""
+    os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # the engine's setting, which this process was handed on
     import torch  # noqa: PLC0415 -- only the contenders' processes hold it
 
     pipeline = _pipeline(setup, torch.float16 if setup.device == "GPU" else torch.float32)

@@ -1,0 +1,76 @@
+"""Memory of large tensors, in processes of their own: the settings hold for a whole process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+_RESIDENT = """
+import mmap
+import re
+from pathlib import Path
+
+import torch
+
+from tiny_sd_engine import device, memory
+
+def mib():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+def make_and_drop():
+    torch.ones(128 * 2**20, dtype=torch.uint8)
+"""
+
+
+def run(script: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", _RESIDENT + script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_torch_asks_for_large_pages_unless_the_operator_does_not_want_them() -> None:
+    """torch begins a tensor with a page then; whether the kernel has large ones is another matter."""
+    script = "print(torch.empty(2**23, dtype=torch.uint8).data_ptr() % mmap.PAGESIZE)"
+    assert run(script) == "0\n"
+    assert run(script, THP_MEM_ALLOC_ENABLE="0") != "0\n"
+
+
+def test_what_is_freed_stays_until_it_is_to_be_handed_back() -> None:
+    script = """
+memory.keep(False)
+make_and_drop()
+print(before := mib())
+memory.keep(True)
+make_and_drop()
+print(mib() - before)
+memory.keep(False)
+print(mib() - before)
+make_and_drop()
+print(mib() - before)
+"""
+    _, kept, handed_back, never_kept = map(int, run(script).split())
+    assert kept > 100
+    assert handed_back < 20
+    assert never_kept < 20
+
+
+def test_memory_that_another_thread_freed_is_kept_as_well() -> None:
+    script = """
+from threading import Thread
+
+memory.keep(True)
+before = mib()
+for _ in range(3):
+    thread = Thread(target=make_and_drop)
+    thread.start()
+    thread.join()
+print(mib() - before)
+"""
+    assert 100 < int(run(script)) < 200
