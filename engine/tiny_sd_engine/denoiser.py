@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tiny_sd_engine import checkpoint
+from tiny_sd_engine import checkpoint, memory
 from tiny_sd_engine.device import Device
 from tiny_sd_engine.errors import Cancelled, EngineError, Overdue
 from tiny_sd_engine.flight import MAX_EVALUATIONS, Image, Job, Task, take_step
@@ -62,6 +62,8 @@ class Denoiser:
         """``max_rows``: most rows of a U-Net call (an image's own rows always stay together); None: by the device."""
         self._device = device
         self._max_rows = max_rows or device.unet_rows
+        if device.torch_device.type == "cpu":
+            memory.keep(True)
         self._unet: Any = checkpoint.load_unet(path, device)
         if device.records_calls:
             self._unet = Graphs(self._unet, self._max_rows, CudaCapture(device.torch_device))

@@ -18,7 +18,7 @@ _KEPT_PIXELS = 512 * 512  # of a picture whose memory is kept: 1.5 GiB; one of 1
 
 
 class VaeDecoder:
-    """The decoder half of a checkpoint's VAE. On a CPU it lets its whole process keep memory that was freed."""
+    """The decoder half of a checkpoint's VAE. On a CPU it says what memory the whole process keeps."""
 
     def __init__(self, path: Path, device: Device) -> None:
         self._vae = checkpoint.load_vae(path, device)
