@@ -26,9 +26,12 @@ from tiny_sd_engine.flight import MAX_EVALUATIONS, Image, Job, Task, take_step
 from tiny_sd_engine.graphs import CudaCapture, Graphs
 from tiny_sd_engine.schedulers import compile_schedule
 from tiny_sd_engine.slab import Slab
-from tiny_sd_engine.turns import Speed, Turns
+from tiny_sd_engine.turns import Lately, Speed, Turns
 
 log = logging.getLogger(__name__)
+
+_ROUND_TRIPS_SHARE = 0.02
+"""Of the time, that handing jobs back and getting them again may take."""
 
 
 class Observer(Protocol):
@@ -75,6 +78,7 @@ class Denoiser:
         self._slabs: weakref.WeakValueDictionary[object, Slab] = weakref.WeakValueDictionary()
         self._turns = Turns()
         self._speed = Speed()
+        self._round_trip = Lately()
         self._runs = 0
         self._handed_back = False
         self._last_run = time.monotonic()
@@ -146,9 +150,14 @@ class Denoiser:
         with self._lock:
             line = sorted((job for job in self._jobs.values() if not job.ended), key=lambda job: job.turn)
             until = accumulate(job.work for job in line)
-            if not self._speed.known:
-                return {}
-            return {job: self._speed.seconds(work, job.calls) for job, work in zip(line, until, strict=True)}
+            left = [self._speed.seconds(work, job.calls) for job, work in zip(line, until, strict=True)]
+            return {job: seconds for job, seconds in zip(line, left, strict=True) if seconds is not None}
+
+    def time_slice_s(self, at_most_s: float) -> float:
+        """How long a run should last for the round trips between runs to take a small share; at most so long."""
+        with self._lock:
+            round_trip_s = self._round_trip.mean
+        return at_most_s if round_trip_s is None else min(at_most_s, round_trip_s / _ROUND_TRIPS_SHARE)
 
     def others_are_due(self, jobs: Sequence[Job]) -> bool:
         """Whether ``jobs`` lacks one of the last run, or admitted since, that has not ended. Once between two runs.
@@ -170,6 +179,8 @@ class Denoiser:
         """
         with self._lock, torch.inference_mode():
             start = time.monotonic()
+            if not self._handed_back and any(job.seen_in_run == self._runs and job.begun for job in jobs):
+                self._round_trip.measured(start - self._last_run)
             work = calls = 0
             pace = self._device.pace()
             while True:

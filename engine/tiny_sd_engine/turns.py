@@ -53,26 +53,32 @@ class Turns:
             self._clock = self._there.pop(0).end
 
 
+class Lately:
+    """A mean of measurements in which the latest count most."""
+
+    def __init__(self) -> None:
+        self.mean: float | None = None
+        """None: nothing has been measured."""
+
+    def measured(self, value: float) -> None:
+        """One more."""
+        self.mean = value if self.mean is None else self.mean + _NEWEST * (value - self.mean)
+
+
 class Speed:
     """How fast work has lately been done, and by calls of what length."""
 
     def __init__(self) -> None:
-        self._work_per_s = 0.0
-        self._seconds_per_call = 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether anything has been measured."""
-        return self._work_per_s > 0
+        self._work_per_s, self._seconds_per_call = Lately(), Lately()
 
     def measured(self, work: float, calls: int, seconds: float) -> None:
         """So much was done in so many calls and seconds; a clock that has not moved on tells nothing."""
-        if seconds <= 0:
-            return
-        share = _NEWEST if self.known else 1.0
-        self._work_per_s += share * (work / seconds - self._work_per_s)
-        self._seconds_per_call += share * (seconds / calls - self._seconds_per_call)
+        if seconds > 0:
+            self._work_per_s.measured(work / seconds)
+            self._seconds_per_call.measured(seconds / calls)
 
-    def seconds(self, work: float, calls: int) -> float:
-        """What so much work takes, of which so many calls have to follow one another."""
-        return max(work / self._work_per_s, calls * self._seconds_per_call)
+    def seconds(self, work: float, calls: int) -> float | None:
+        """What so much work takes, of which so many calls have to follow one another; None: nothing was measured."""
+        if self._work_per_s.mean is None or self._seconds_per_call.mean is None:
+            return None
+        return max(work / self._work_per_s.mean, calls * self._seconds_per_call.mean)

@@ -28,7 +28,7 @@ from tiny_sd_engine.device import Device, Pace, select_device
 from tiny_sd_engine.errors import Cancelled, EngineError, InvalidInput, Overdue
 from tiny_sd_engine.flight import MAX_STEPS, Image, Job, Task
 from tiny_sd_engine.pipeline import Pipeline
-from tiny_sd_engine.turns import Speed, Turns
+from tiny_sd_engine.turns import Lately, Speed, Turns
 
 HIDDEN = 48
 WINDOW = 77
@@ -94,6 +94,7 @@ def sharing(loaded: Denoiser, max_rows: int) -> Denoiser:
     denoiser._slabs = weakref.WeakValueDictionary()
     denoiser._turns = Turns()
     denoiser._speed = Speed()
+    denoiser._round_trip = Lately()
     denoiser._lock = threading.Lock()
     return denoiser
 
@@ -318,6 +319,32 @@ def test_a_run_lasts_as_long_as_its_quantum(denoiser: Denoiser, monkeypatch: pyt
     denoiser.run([job], 0.3)
     assert clock.now - start == 5 / 16, "the last call begins before the end"
     assert progress(job) == [5]
+
+
+def test_a_slice_is_as_long_as_round_trips_are_dear_but_not_longer_than_allowed(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("tiny_sd_engine.denoiser.time", clock)
+    (job,) = admit(denoiser, a_task(num_inference_steps=100))
+    assert denoiser.time_slice_s(0.25) == 0.25
+    clock.now += 5  # nobody came back: the server was idle
+    denoiser.run([job], 0.0)
+    assert denoiser.time_slice_s(0.25) == 0.25
+    clock.now += 0.002
+    denoiser.run([job], 0.0)
+    assert denoiser.time_slice_s(0.25) == pytest.approx(0.1)
+    other = denoiser.job("other", a_task)
+    clock.now += 7  # this one was not there before
+    denoiser.run([other], 0.0)
+    assert denoiser.time_slice_s(0.25) == pytest.approx(0.1)
+    for _ in range(15):
+        clock.now += 0.004
+        denoiser.run([other], 0.0)
+    assert denoiser.time_slice_s(0.25) == pytest.approx(0.2, rel=0.01)
+    clock.now += 1
+    denoiser.run([other], 0.0)
+    assert denoiser.time_slice_s(0.25) == 0.25
 
 
 def test_a_run_returns_as_soon_as_one_job_has_ended(denoiser: Denoiser) -> None:

@@ -54,7 +54,7 @@ class TritonPythonModel:
             if not self._in_flight:
                 self._denoiser.run_to_end(jobs)
             elif not self._denoiser.others_are_due(jobs):
-                self._denoiser.run(jobs, self._quantum_s)
+                self._denoiser.run(jobs, self._denoiser.time_slice_s(self._quantum_s))
         self._report(jobs)
         return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
 
