@@ -25,6 +25,7 @@ from tiny_sd_engine.errors import Cancelled, EngineError, Overdue
 from tiny_sd_engine.flight import MAX_EVALUATIONS, Image, Job, Task, take_step
 from tiny_sd_engine.graphs import CudaCapture, Graphs
 from tiny_sd_engine.schedulers import compile_schedule
+from tiny_sd_engine.settings import DEFAULT_SIZE
 from tiny_sd_engine.slab import Slab
 from tiny_sd_engine.turns import Lately, Speed, Turns
 
@@ -62,7 +63,9 @@ class Denoiser:
     def __init__(
         self, path: Path, device: Device, max_rows: int | None = None, observer: Observer | None = None
     ) -> None:
-        """``max_rows``: most rows of a U-Net call (an image's own rows always stay together); None: by the device."""
+        """``max_rows``: most rows of a U-Net call, of larger pictures than usual as many fewer as these are larger; an
+        image's own rows always stay together. None: by the device.
+        """
         self._device = device
         self._max_rows = max_rows or device.unet_rows
         if device.torch_device.type == "cpu":
@@ -72,6 +75,7 @@ class Denoiser:
             self._unet = Graphs(self._unet, self._max_rows, CudaCapture(device.torch_device))
         self._observer = observer
         self._channels, self._pixels_per_latent = checkpoint.latent_shape(path)
+        self._usual_area = (DEFAULT_SIZE // self._pixels_per_latent) ** 2  # latents
         self._tokens = checkpoint.tokens_per_window(path)
         self._jobs: dict[object, Job] = {}
         # Weak: a slab belongs to its images, and its memory goes with the last of them.
@@ -257,12 +261,16 @@ class Denoiser:
         picked: list[Image] = []
         rows = 0
         for image in waiting:
-            if picked and (image.slab is not picked[0].slab or rows + image.job.rows > self._max_rows):
+            if picked and (image.slab is not picked[0].slab or not self._fit(rows + image.job.rows, image.slab.area)):
                 continue
             picked.append(image)
             rows += image.job.rows
         self._turns.worked(_work(picked))
         return picked
+
+    def _fit(self, rows: int, area: int) -> bool:
+        """Whether a call may hold so many rows of so many latents: all wait for it, and compute in its memory."""
+        return rows * max(1.0, area / self._usual_area) <= self._max_rows
 
     def _advance(self, images: Sequence[Image]) -> None:
         """Take each image one step on, in one call. If that fails, each gets a call of its own: one may be at fault."""

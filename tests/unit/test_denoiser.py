@@ -244,6 +244,17 @@ def test_a_call_holds_at_most_max_rows_but_never_splits_an_image(loaded: Denoise
     assert sum(rows for rows, _ in calls) == 4 * (2 + 3 + 4 + 1)
 
 
+@pytest.mark.parametrize(("edge", "rows"), [(64, 16), (128, 16), (192, 6), (256, 4)])
+def test_a_call_holds_fewer_of_larger_pictures(
+    loaded: Denoiser, monkeypatch: pytest.MonkeyPatch, edge: int, rows: int
+) -> None:
+    denoiser = sharing(loaded, 16)
+    monkeypatch.setattr(denoiser, "_usual_area", (128 // denoiser._pixels_per_latent) ** 2)
+    job = denoiser.job(0, lambda: a_task(num_inference_steps=2, seeds=range(16), width=edge, height=edge))
+    denoiser.run_to_end([job])
+    assert max(rows for rows, _ in recorder(denoiser).calls) == rows
+
+
 @pytest.mark.parametrize(
     "change",
     [
