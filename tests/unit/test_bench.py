@@ -17,7 +17,15 @@ from PIL import Image
 
 import bench
 from benchmark import figures, report
-from benchmark.arrivals import Answers, lost, near_capacity_chart, near_capacity_table, trace_chart, trace_tables
+from benchmark.arrivals import (
+    SHORT_ALONE,
+    Answers,
+    lost,
+    near_capacity_chart,
+    near_capacity_table,
+    trace_chart,
+    trace_tables,
+)
 from benchmark.baselines import load_openvino, tune
 from benchmark.chart import Bars, Chart, Lines, save
 from benchmark.contenders import BenchError, Peak, Ready, Setup, worker
@@ -306,15 +314,20 @@ def answers(*rows: tuple[float, float, str, str]) -> Answers:
 def test_arrivals_are_compared_by_kind() -> None:
     in_flight = answers((0, 1, "draft", "answered"), (1, 2, "draft", "answered"), (2, 6, "long", "answered"))
     plain = answers((0, 4, "draft", "answered"), (1, 0.1, "draft", "refused"), (2, 3, "long", "answered"))
-    waited, compared, ends = trace_tables({"in flight": [in_flight], "plain": [plain]})
+    short_alone = answers((0, 0.5, "draft", "answered"), (1, 1, "draft", "answered"))
+    runs = {"in flight": [in_flight], "plain": [plain], SHORT_ALONE: [short_alone]}
+    waited, compared, ends = trace_tables(runs)
     assert ["draft p50, in flight", "1.00", "1.00 to 1.00"] in waited.rows
     assert ["draft p99, plain", "4.00", "4.00 to 4.00"] in waited.rows
-    assert ["draft p50", "4.00x", "4.00x to 4.00x"] in compared.rows
-    assert ["long p99", "0.50x", "0.50x to 0.50x"] in compared.rows
-    bars = trace_chart({"in flight": [in_flight], "plain": [plain]}).series
+    assert ["draft p50: plain / in flight", "4.00x", "4.00x to 4.00x"] in compared.rows
+    assert [f"draft p99: in flight / {SHORT_ALONE}", "2.00x", "2.00x to 2.00x"] in compared.rows
+    assert ["long p99: plain / in flight", "0.50x", "0.50x to 0.50x"] in compared.rows
+    assert not any(SHORT_ALONE in row[0] for row in compared.rows if row[0].startswith("long"))
+    bars = trace_chart(runs).series
     assert bars["plain"]["draft p99"] == Spread(4.0, 4.0, 4.0)
     assert list(bars["in flight"]) == ["draft p50", "draft p99", "long p50", "long p99"]
-    assert ends.rows == [["in flight", "3", "0"], ["plain", "2", "1"]]
+    assert list(bars[SHORT_ALONE]) == ["draft p50", "draft p99"]
+    assert ends.rows == [["in flight", "3", "0"], ["plain", "2", "1"], [SHORT_ALONE, "2", "0"]]
 
 
 def test_a_load_near_capacity_is_compared_with_what_was_offered() -> None:

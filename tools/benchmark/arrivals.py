@@ -19,10 +19,10 @@ from benchmark.served import Served, serve
 from load_tests.figures import percentile
 from local_server.install import ROOT
 
-IN_FLIGHT, PLAIN = "in flight", "plain"
+IN_FLIGHT, PLAIN, SHORT_ALONE = "in flight", "plain", "in flight, without the long ones"
 CALLERS = 16
 """Of the closed loop that measures capacity; more than the U-Net takes at once on a CPU."""
-MIX = "draft=9,long=1"
+MIX, SHARE_OF_SHORT = "draft=9,long=1", 0.9
 """Nine requests of 20 steps for each one of 60 to 100."""
 SHARE_OF_CAPACITY = {"trace": 0.6, "near-capacity": 0.9}
 _LOST_AFTER_S = 1200
@@ -52,14 +52,22 @@ class Answers:
 
 
 def trace(setup: Setup, repeats: int, run_s: int) -> Report:
-    """The same arrivals in flight and batch by batch, in turns: what a short request waits for long ones."""
-    runs: dict[str, list[Answers]] = {IN_FLIGHT: [], PLAIN: []}
+    """The same arrivals in flight and batch by batch, in turns: what a short request waits for long ones.
+
+    And in flight as many short ones, without the long ones.
+    """
+    runs: dict[str, list[Answers]] = {IN_FLIGHT: [], PLAIN: [], SHORT_ALONE: []}
     with serve(setup, IN_FLIGHT) as in_flight, serve(setup, PLAIN, config="plain") as plain:
-        servers = {IN_FLIGHT: in_flight, PLAIN: plain}
         capacity = closed_loop(in_flight, setup, run_s, MIX).rate
         rate = SHARE_OF_CAPACITY["trace"] * capacity
-        for number, name in alternating(list(servers), repeats):
-            runs[name].append(open_loop(servers[name], setup, run_s, MIX, rate=rate, seed=(number + 1) // 2))
+        situations = {
+            IN_FLIGHT: (in_flight, MIX, rate),
+            PLAIN: (plain, MIX, rate),
+            SHORT_ALONE: (in_flight, "draft", SHARE_OF_SHORT * rate),
+        }
+        for number, name in alternating(list(situations), repeats):
+            server, mix, its_rate = situations[name]
+            runs[name].append(open_loop(server, setup, run_s, mix, rate=its_rate, seed=(number + 1) // 2))
             say(f"round {number} of {repeats}: {name}: {runs[name][-1].count('answered')} answers")
         peaks = [*in_flight.peaks(), *plain.peaks()]
     return Report(
@@ -73,7 +81,8 @@ def trace(setup: Setup, repeats: int, run_s: int) -> Report:
             "the instant at which a request was due.",
             "In flight: the shipped configuration. Plain: the same models with `--model-config-name=plain`, where a "
             "batch runs to its end before the next begins.",
-            "The modes take turns, forwards and backwards; ratios are taken round by round.",
+            f"{SHORT_ALONE.capitalize()}: short requests alone, at {SHARE_OF_SHORT:.0%} of the rate.",
+            "The situations take turns, forwards and backwards; ratios are taken round by round.",
             MEMORY_NOTE,
         ],
         chart=trace_chart(runs),
@@ -114,38 +123,44 @@ def near_capacity(setup: Setup, repeats: int, run_s: int) -> Report:
 
 
 def trace_tables(runs: Mapping[str, Sequence[Answers]]) -> list[Table]:
-    """Seconds by kind and mode, and what plain takes for each second in flight."""
+    """Seconds by kind and situation, and what some take for each second of others."""
     rows, compared = [], []
     for label, values in waits(runs).items():
         rows += [[f"{label}, {name}", *Spread.of(own).cells(seconds)] for name, own in values.items()]
-        compared.append([label, *Spread.of(ratios(values[PLAIN], values[IN_FLIGHT])).cells(times)])
+        for above, below in ((PLAIN, IN_FLIGHT), (IN_FLIGHT, SHORT_ALONE)):
+            if above in values and below in values:
+                spread = Spread.of(ratios(values[above], values[below]))
+                compared.append([f"{label}: {above} / {below}", *spread.cells(times)])
     ends = [[name, *(str(sum(r.count(o) for r in own)) for o in ("answered", "refused"))] for name, own in runs.items()]
     return [
         Table(["", "seconds", "from … to"], rows),
-        Table([f"{PLAIN} / {IN_FLIGHT}", "median", "from … to"], compared),
+        Table(["", "median", "from … to"], compared),
         Table(["", "answered", "refused"], ends),
     ]
 
 
 def trace_chart(runs: Mapping[str, Sequence[Answers]]) -> Bars:
-    """A group of bars for each kind and percentile, a bar for each mode."""
+    """A group of bars for each kind and percentile, a bar for each situation."""
+    of_kind = waits(runs).items()
     return Bars(
         "seconds",
-        {name: {label: Spread.of(values[name]) for label, values in waits(runs).items()} for name in runs},
+        {name: {label: Spread.of(own[name]) for label, own in of_kind if name in own} for name in runs},
     )
 
 
 def waits(runs: Mapping[str, Sequence[Answers]]) -> dict[str, dict[str, list[float]]]:
-    """Percentiles of seconds by kind, then by mode; one figure a round."""
-    # A short run may have none of a kind.
-    kinds = [kind for kind in ("draft", "long") if all(run.seconds(kind) for own in runs.values() for run in own)]
-    return {
-        f"{kind} p{share * 100:.0f}": {
-            name: [percentile(run.seconds(kind), share) for run in own] for name, own in runs.items()
-        }
-        for kind in kinds
-        for share in (0.5, 0.99)
-    }
+    """Percentiles of seconds by kind, then by situation; one figure a round.
+
+    Situations in which a round has none of a kind, and kinds that no situation has, are left out.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind in ("draft", "long"):
+        having = {name: own for name, own in runs.items() if all(run.seconds(kind) for run in own)}
+        for share in (0.5, 0.99) if having else ():
+            found[f"{kind} p{share * 100:.0f}"] = {
+                name: [percentile(run.seconds(kind), share) for run in own] for name, own in having.items()
+            }
+    return found
 
 
 def near_capacity_table(saturated: Sequence[Answers], loaded: Sequence[Answers], offered: Sequence[float]) -> Table:
