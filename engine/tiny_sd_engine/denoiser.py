@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from tiny_sd_engine import checkpoint, memory
-from tiny_sd_engine.device import Device
+from tiny_sd_engine.device import Device, threads_for
 from tiny_sd_engine.errors import Cancelled, EngineError, Overdue
 from tiny_sd_engine.flight import MAX_EVALUATIONS, Image, Job, Task, take_step
 from tiny_sd_engine.graphs import CudaCapture, Graphs
@@ -75,6 +75,7 @@ class Denoiser:
             self._unet = Graphs(self._unet, self._max_rows, CudaCapture(device.torch_device))
         self._observer = observer
         self._channels, self._pixels_per_latent = checkpoint.latent_shape(path)
+        self._channels_within = max(self._unet.config.block_out_channels)
         self._usual_area = (DEFAULT_SIZE // self._pixels_per_latent) ** 2  # latents
         self._tokens = checkpoint.tokens_per_window(path)
         self._jobs: dict[object, Job] = {}
@@ -181,7 +182,7 @@ class Denoiser:
 
         At least one U-Net call is made if there is one to make. A job that fails gets its ``error``; nothing is raised.
         """
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), threads_for(self._channels_within):
             start = time.monotonic()
             if not self._handed_back and any(job.seen_in_run == self._runs and job.begun for job in jobs):
                 self._round_trip.measured(start - self._last_run)

@@ -332,6 +332,29 @@ def test_a_run_lasts_as_long_as_its_quantum(denoiser: Denoiser, monkeypatch: pyt
     assert progress(job) == [5]
 
 
+@pytest.mark.parametrize(("channels", "threads"), [(128, 1), (1280, 3)])
+def test_a_narrow_unet_has_one_thread(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, channels: int, threads: int
+) -> None:
+    unet, seen = denoiser._unet, set[int]()
+
+    def watched(*rows: torch.Tensor, **named: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return unet(*rows, **named)
+
+    watched.config = unet.config  # type: ignore[attr-defined]
+    monkeypatch.setattr(denoiser, "_unet", watched)
+    monkeypatch.setattr(denoiser, "_channels_within", channels)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        denoiser.run_to_end(admit(denoiser, a_task(num_inference_steps=1)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(usual)
+    assert seen == {threads}
+
+
 def test_a_slice_is_as_long_as_round_trips_are_dear_but_not_longer_than_allowed(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
