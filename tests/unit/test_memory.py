@@ -61,16 +61,17 @@ print(mib() - before)
     assert never_kept < 20
 
 
-def test_memory_that_another_thread_freed_is_kept_as_well() -> None:
+def test_memory_that_other_threads_freed_is_kept_once_for_all() -> None:
+    """Now and then a piece that was freed is a little too small for the next, as it has to begin with a page."""
     script = """
 from threading import Thread
 
 memory.keep(True)
 before = mib()
-for _ in range(3):
+for _ in range(12):
     thread = Thread(target=make_and_drop)
     thread.start()
     thread.join()
 print(mib() - before)
 """
-    assert 100 < int(run(script)) < 200
+    assert 100 < int(run(script)) < 12 * 128 / 3
