@@ -15,8 +15,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
 _GRAIN = 16  # tokens
 
@@ -29,6 +30,8 @@ def fuse(network: nn.Module) -> None:
                 setattr(network, name, Resnet(block))
             case Transformer2DModel() if _is_usual_transformer(block):
                 setattr(network, name, Transformer(block))
+            case Upsample2D() if _is_usual_upsample(block):
+                setattr(network, name, Upsample(block))
             case _:
                 fuse(block)
 
@@ -92,6 +95,34 @@ class TransformerBlock(nn.Module):
         return outputs
 
 
+class Upsample(nn.Module):
+    """``Upsample2D``: a convolution over a picture in which each pixel has become four.
+
+    Nine weights meet nine pixels there, of which only four differ. With the weights of equal ones added up beforehand
+    this is a transposed convolution of the small picture, with four ninths of the products.
+    """
+
+    def __init__(self, block: Upsample2D) -> None:
+        super().__init__()
+        self.conv = block.conv
+        weight = block.conv.weight
+        # Each weight is at work for all four pixels that one has become.
+        fours = (pad(weight.float().flip(2, 3), (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1))
+        summed = torch.stack(list(fours)).sum(0).to(weight.dtype)
+        self.doubled = nn.ConvTranspose2d(block.channels, block.out_channels, 4, 2, padding=1, device="meta")
+        self.doubled.weight = nn.Parameter(summed.transpose(0, 1), requires_grad=False)
+        self.doubled.bias = block.conv.bias
+
+    def forward(self, inputs: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """inputs: [n, in, h, w]. Returns [n, out, 2 * h, 2 * w], or of ``output_size``, where that is given."""
+        outputs: Tensor
+        if output_size is None:
+            outputs = self.doubled(inputs)
+        else:  # not quite twice as large, so the last row or column has other neighbours
+            outputs = self.conv(interpolate(inputs, output_size))
+        return outputs
+
+
 def _attend(attention: Attention, normed: Tensor, context: Tensor, mask: Tensor | None, hidden: Tensor) -> Tensor:
     query, key, value = (
         each.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
@@ -104,7 +135,14 @@ def _attend(attention: Attention, normed: Tensor, context: Tensor, mask: Tensor 
 
 def _is_usual_resnet(block: ResnetBlock2D) -> bool:
     bare = not block.up and not block.down and not block.skip_time_act and block.output_scale_factor == 1
-    return bare and block.time_embedding_norm == "default" and isinstance(block.nonlinearity, nn.SiLU)
+    # "group" is what VAEs say, whose blocks have nothing to do with timesteps.
+    usual_norm = block.time_embedding_norm in ("default", "group")
+    return bare and usual_norm and isinstance(block.nonlinearity, nn.SiLU)
+
+
+def _is_usual_upsample(block: Upsample2D) -> bool:
+    bare = block.norm is None and block.interpolate and block.name == "conv" and not block.use_conv_transpose
+    return bare and block.use_conv and (block.conv.kernel_size, block.conv.padding) == ((3, 3), (1, 1))
 
 
 def _is_usual_transformer(block: Transformer2DModel) -> bool:

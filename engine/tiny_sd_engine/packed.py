@@ -26,7 +26,10 @@ def can_pack(device: Device) -> bool:
 
 
 def pack(network: nn.Module) -> None:
-    """Replace the linear layers, convolutions and gated GELUs within a network; their plain weights are let go."""
+    """Replace the linear layers, convolutions (transposed ones, too) and gated GELUs within a network.
+
+    Their plain weights are let go.
+    """
     for name, layer in network.named_children():
         match layer:
             case GEGLU():
@@ -35,6 +38,8 @@ def pack(network: nn.Module) -> None:
                 setattr(network, name, PackedLinear(layer))
             case nn.Conv2d() if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
                 setattr(network, name, PackedConv2d(layer))
+            case nn.ConvTranspose2d() if layer.output_padding == (0, 0):
+                setattr(network, name, PackedConvTranspose2d(layer))
             case _:
                 pack(layer)
 
@@ -92,6 +97,23 @@ class PackedConv2d(nn.Module):
             outputs = _onednn._convolution_pointwise(inputs, *layer, "none", [], "")
         else:
             outputs = _onednn._convolution_pointwise.binary(inputs, to, *layer, "add", 1.0, None, [], None)
+        return outputs
+
+
+class PackedConvTranspose2d(nn.Module):
+    """``nn.ConvTranspose2d`` without output padding."""
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self._manner = (layer.padding, layer.output_padding, layer.stride, layer.dilation, layer.groups)
+        self._weight = _onednn._reorder_convolution_transpose_weight(layer.weight.detach(), *self._manner)
+        self._bias = layer.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, in, h, w], channels last, to [n, out, larger h, larger w]."""
+        outputs: Tensor = _onednn._convolution_transpose_pointwise(
+            inputs, self._weight, self._bias, *self._manner, "none", [], ""
+        )
         return outputs
 
 

@@ -75,3 +75,23 @@ for _ in range(12):
 print(mib() - before)
 """
     assert 100 < int(run(script)) < 12 * 128 / 3
+
+
+def test_memory_taken_ahead_costs_none_until_it_is_used_and_holds_the_next_tensors() -> None:
+    script = """
+memory.keep(True)
+before = mib()
+memory.take_ahead(512 * 2**20)
+print(mib() - before)
+tensors = [torch.ones(2**20, dtype=torch.uint8) for _ in range(256)]
+print(mib() - before)
+maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+advised = [re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ", map, re.M)[-1] for map, flags in zip(maps, maps[1:]) if " hg" in flags.split(chr(10))[0]]
+print(sum(any(int(a, 16) <= each.data_ptr() < int(b, 16) for a, b in advised) for each in tensors))
+"""
+    ahead, used, advised = map(int, run(script).split())
+    assert ahead < 4
+    assert 250 < used < 300
+    assert advised > 250
+    advised_without = run(script, THP_MEM_ALLOC_ENABLE="0").split()[2]
+    assert int(advised_without) == 0

@@ -18,7 +18,7 @@ from tiny_sd_engine.device import Device
 from tiny_sd_engine.packed import can_pack, pack
 
 BF16 = Device(torch.device("cpu"), torch.bfloat16)
-PLAIN = (nn.Linear, nn.Conv2d, GEGLU)
+PLAIN = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, GEGLU)
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -34,6 +34,8 @@ pytestmark = pytest.mark.usefixtures("seeded")
         (nn.Conv2d(16, 24, 3, stride=2, padding=1), (1, 16, 9, 12)),
         (nn.Conv2d(16, 24, 1, bias=False), (3, 16, 5, 5)),
         (nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=4), (1, 16, 9, 9)),
+        (nn.ConvTranspose2d(16, 24, 4, stride=2, padding=1), (2, 16, 5, 7)),
+        (nn.ConvTranspose2d(16, 24, 3, bias=False), (1, 16, 5, 7)),
     ],
     ids=lambda value: str(value).split("\n")[0] if isinstance(value, nn.Module) else None,
 )
@@ -77,6 +79,9 @@ def test_a_convolution_that_onednn_cannot_pad_stays() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"))
     pack(network)
     assert all(type(layer) is nn.Conv2d for layer in network)
+    network = nn.Sequential(nn.ConvTranspose2d(3, 3, 3, stride=2, output_padding=1))
+    pack(network)
+    assert type(network[0]) is nn.ConvTranspose2d
 
 
 def test_plain_weights_are_let_go() -> None:
