@@ -115,11 +115,9 @@ class Upsample(nn.Module):
 
     def forward(self, inputs: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """inputs: [n, in, h, w]. Returns [n, out, 2 * h, 2 * w], or of ``output_size``, where that is given."""
-        outputs: Tensor
-        if output_size is None:
-            outputs = self.doubled(inputs)
-        else:  # not quite twice as large, so the last row or column has other neighbours
-            outputs = self.conv(interpolate(inputs, output_size))
+        # Of what is not quite twice as large, the last row or column has other neighbours.
+        exact = output_size is None
+        outputs: Tensor = self.doubled(inputs) if exact else self.conv(interpolate(inputs, output_size))
         return outputs
 
 

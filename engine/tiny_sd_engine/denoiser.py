@@ -90,7 +90,7 @@ class Denoiser:
         self._runs = 0
         self._handed_back = False
         self._last_run = time.monotonic()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the calls of ``run``'s caller come from within it
         config = checkpoint.load_scheduler_config(path)
         self._schedule = lru_cache(maxsize=256)(lambda name, steps: compile_schedule(name, steps, config))
 
@@ -180,10 +180,11 @@ class Denoiser:
             self._handed_back = missing and not self._handed_back
             return self._handed_back
 
-    def run(self, jobs: Sequence[Job], quantum_s: float) -> None:
-        """Denoise until one of ``jobs`` has ended or ``quantum_s`` seconds have passed, whichever comes first.
+    def run(self, jobs: Sequence[Job], quantum_s: float, ends: Callable[[], bool] = lambda: False) -> None:
+        """Denoise until one of ``jobs`` has ended, ``quantum_s`` seconds have passed or ``ends`` says so.
 
-        At least one U-Net call is made if there is one to make. A job that fails gets its ``error``; nothing is raised.
+        ``ends`` is asked after every U-Net call, and may use the denoiser. At least one call is made if there is one to
+        make. A job that fails gets its ``error``; nothing is raised.
         """
         with self._lock, torch.inference_mode(), threads_for(self._channels_within):
             start = time.monotonic()
@@ -202,7 +203,7 @@ class Denoiser:
                 self._wait(pace.keep, jobs)
                 work += _work(images)
                 calls += 1
-                if time.monotonic() >= start + quantum_s:
+                if time.monotonic() >= start + quantum_s or ends():
                     break
             for job in jobs:
                 if job.finished and job.error is None:

@@ -40,6 +40,8 @@ DROPPED_AFTER_S = 3.0
 _ID = re.compile(r"[!-~]{1,128}")
 _MOST_PREVIEW_STEPS = 100
 _BEAT_S = 1.0
+_ON_THE_WAY_S = 0.01
+"""Triton takes less than this to bring a request to its next stage."""
 # A transaction takes well under a millisecond: only a process that stands still in the middle of one is waited for.
 _LOCK_TIMEOUT_S = 10.0
 
@@ -50,6 +52,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     waits INTEGER NOT NULL DEFAULT 1,
     seen REAL NOT NULL,               -- when it came to wait, or was last worked on
     admitted REAL NOT NULL,
+    encoded REAL,                     -- when its texts were
     ends REAL,                        -- when denoising is expected to end
     step INTEGER NOT NULL DEFAULT 0,
     steps INTEGER NOT NULL,
@@ -174,6 +177,26 @@ class Board:
                 "INSERT INTO jobs (id, stage, seen, admitted, steps, deadline) VALUES (?, ?, ?, ?, ?, ?)",
                 (id, Stage.DENOISING, now, now, steps, deadline),
             )
+
+    def encoded(self, ids: Iterable[str]) -> None:
+        """The texts of these jobs have been encoded: from now on they wait for denoising itself."""
+        now = time.monotonic()
+        with faults_logged(), self._transaction() as database:
+            database.executemany("UPDATE jobs SET encoded = ? WHERE id = ?", [(now, id) for id in ids])
+
+    def newcomer_waits(self, since: float) -> bool:
+        """Whether a job that was not there to be taken up at ``since`` waits for denoising by now.
+
+        ``since``: what :func:`time.monotonic` said.
+        """
+        there, now = since - _ON_THE_WAY_S, time.monotonic() - _ON_THE_WAY_S
+        with faults_logged(), self._lock:
+            newcomers = "waits AND stage = ? AND encoded > ? AND encoded <= ?"
+            row = self._database.execute(
+                f"SELECT EXISTS (SELECT 1 FROM jobs WHERE {newcomers})", (Stage.DENOISING, there, now)
+            ).fetchone()
+            return bool(row[0])
+        return False
 
     def take_up(self, stage: Stage, ids: Iterable[str]) -> dict[str, EngineError]:
         """``stage`` works on these jobs now. Returns those of them that it should stop instead, with the reason."""

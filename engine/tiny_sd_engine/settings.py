@@ -27,7 +27,7 @@ class Settings:
     precision: str = "auto"
     sizes: tuple[int, ...] = field(default=(512, 768, 1024))
     """Widths and heights in pixels that callers may ask for."""
-    quantum_ms: float = 100.0
+    quantum_ms: float = 500.0
     """The longest that one ``execute`` of the U-Net denoises before it hands back to Triton, in milliseconds."""
     max_rows: int | None = None
     """Most rows of one U-Net call; None: chosen by the device."""

@@ -95,7 +95,7 @@ def sharing(loaded: Denoiser, max_rows: int) -> Denoiser:
     denoiser._turns = Turns()
     denoiser._speed = Speed()
     denoiser._round_trip = Lately()
-    denoiser._lock = threading.Lock()
+    denoiser._lock = threading.RLock()
     return denoiser
 
 
@@ -330,6 +330,18 @@ def test_a_run_lasts_as_long_as_its_quantum(denoiser: Denoiser, monkeypatch: pyt
     denoiser.run([job], 0.3)
     assert clock.now - start == 5 / 16, "the last call begins before the end"
     assert progress(job) == [5]
+
+
+def test_a_run_ends_after_the_call_behind_which_it_is_told_to(denoiser: Denoiser) -> None:
+    (job,) = admit(denoiser, a_task(num_inference_steps=100))
+    asked: list[float] = []
+
+    def ends() -> bool:
+        asked.append(denoiser.seconds_left().get(job, -1.0))  # the asked may look at the denoiser
+        return len(asked) == 3
+
+    denoiser.run([job], math.inf, ends)
+    assert progress(job) == [3]
 
 
 @pytest.mark.parametrize(("channels", "threads"), [(128, 1), (1280, 3)])

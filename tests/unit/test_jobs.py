@@ -290,6 +290,41 @@ def test_a_preview_takes_the_place_of_the_last_one_and_goes_with_the_job(board: 
     assert shown(board.preview("other", 0)) == (1, ("theirs",))
 
 
+def test_a_newcomer_waits_once_its_text_is_encoded_and_triton_has_had_time_to_bring_it(
+    board: Board, clock: Clock
+) -> None:
+    admit(board, "a", "b")
+    start = clock.monotonic()
+    clock.now += 1
+    assert not board.newcomer_waits(start), "their texts are not encoded"
+    board.encoded(["a"])
+    assert not board.newcomer_waits(start), "it is on its way"
+    clock.now += 0.05
+    assert board.newcomer_waits(start)
+    assert not board.newcomer_waits(clock.monotonic()), "a run that begins now has it with it, or cannot have it"
+    board.take_up(Stage.DENOISING, ["a"])
+    assert not board.newcomer_waits(start)
+
+
+def test_a_job_that_came_in_the_moment_in_which_a_run_began_is_a_newcomer_to_it(board: Board, clock: Clock) -> None:
+    admit(board, "a")
+    board.encoded(["a"])
+    clock.now += 0.005
+    start = clock.monotonic()
+    clock.now += 0.005
+    assert board.newcomer_waits(start)
+
+
+def test_what_has_gone_on_to_decoding_is_no_newcomer_to_denoising(board: Board, clock: Clock) -> None:
+    admit(board, "a")
+    start = clock.monotonic()
+    clock.now += 1
+    board.encoded(["a", "nobody"])
+    board.hand_on("a", Stage.DECODING)
+    clock.now += 1
+    assert not board.newcomer_waits(start)
+
+
 def test_what_is_told_of_a_job_that_is_not_there_is_dropped(board: Board) -> None:
     """Such as one that came straight to the U-Net."""
     admit(board, "other")

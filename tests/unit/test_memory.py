@@ -85,9 +85,10 @@ memory.take_ahead(512 * 2**20)
 print(mib() - before)
 tensors = [torch.ones(2**20, dtype=torch.uint8) for _ in range(256)]
 print(mib() - before)
-maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
-advised = [re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ", map, re.M)[-1] for map, flags in zip(maps, maps[1:]) if " hg" in flags.split(chr(10))[0]]
-print(sum(any(int(a, 16) <= each.data_ptr() < int(b, 16) for a, b in advised) for each in tensors))
+mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)
+ends = [re.match("(.+?)-(.+?) ", mapping).groups() for mapping in mappings if re.search("VmFlags:.* hg", mapping)]
+advised = [range(int(first, 16), int(last, 16)) for first, last in ends]
+print(sum(any(tensor.data_ptr() in each for each in advised) for tensor in tensors))
 """
     ahead, used, advised = map(int, run(script).split())
     assert ahead < 4

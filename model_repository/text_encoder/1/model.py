@@ -39,11 +39,12 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"text_encoder: {error!r}")
             if len(requests) > 1:
                 return [answer for request in requests for answer in self.execute([request])]
-            self._board.remove([_array(requests[0], "job_id")[0].decode("utf-8", "replace")])
+            self._board.remove([_job_id(requests[0])])
             failure = pb_utils.TritonError("the text encoder failed", pb_utils.TritonError.INTERNAL)
             return [pb_utils.InferenceResponse(error=failure)]
         self._texts.increment(len(texts))
         self._encoded.increment(encoded)
+        self._board.encoded([_job_id(request) for request in requests])
         return [_respond(*pair) for pair in zip(embeddings[::2], embeddings[1::2], strict=True)]
 
     def _counter(self, args: dict[str, str], name: str, description: str) -> Any:
@@ -57,6 +58,11 @@ class TritonPythonModel:
 
 def _windows(request: Any, side: str) -> Windows:
     return Windows(_array(request, f"{side}_ids"), _array(request, f"{side}_weights"))
+
+
+def _job_id(request: Any) -> str:
+    id: str = _array(request, "job_id")[0].decode("utf-8", "replace")
+    return id
 
 
 def _respond(prompt_embeds: torch.Tensor, negative_embeds: torch.Tensor) -> Any:

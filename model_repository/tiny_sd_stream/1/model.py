@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 import time
@@ -11,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
+from progress import Progress, told
 
 from tiny_sd_client.parameters import Parameters
 from tiny_sd_engine.errors import DuplicateId, EngineError, UnknownJob
@@ -21,8 +20,6 @@ from tiny_sd_engine.settings import Settings
 
 _LOOK_S = 0.05
 _SPARE_THREADS = 16
-_HEARTBEAT_S = 10.0
-"""An event comes at least so often, lest a proxy take the silence for the end."""
 _PICTURES = ("image", "seeds", "parameters")
 
 
@@ -51,7 +48,7 @@ class TritonPythonModel:
         except Exception as error:  # nothing raises out of execute
             pb_utils.Logger.log_error(f"tiny_sd_stream: {error!r}")
             last = _refusal("the stream failed")
-        sender.send(last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        _sent(sender, last, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     async def _generate(self, request: Any, sender: Any) -> Any:
         """Run the ensemble, telling the caller how far it is. Returns the last response."""
@@ -61,48 +58,21 @@ class TritonPythonModel:
             raise DuplicateId(id)  # before this stream could take the other job for its own
         start = time.monotonic()
         running = asyncio.ensure_future(_ensemble(request, id).async_exec())
-        progress = _Progress(self._board, id, raw=_raw(request))
+        progress = Progress(self._board, id, request)
+        lost = False
         while not (await asyncio.wait({running}, timeout=_LOOK_S))[0]:
             with faults_logged(), suppress(UnknownJob):  # it may not have got to the board yet, or just left it
-                if sender.is_cancelled():
+                if lost or sender.is_cancelled():
                     self._board.cancel(id)
                 elif event := progress.event():
-                    sender.send(pb_utils.InferenceResponse(event))
+                    lost = not _sent(sender, pb_utils.InferenceResponse(event))
         response = running.result()
         if response.has_error():
             return _refusal(response.error().message())
         pictures = [pb_utils.get_output_tensor_by_name(response, name) for name in _PICTURES]
         steps = json.loads(pictures[-1].as_numpy().flat[0])["num_inference_steps"]
-        done = _tensors(id, "done", steps, steps, seconds=time.monotonic() - start, left=0.0)
+        done = told(id, "done", steps, steps, seconds=time.monotonic() - start, left=0.0)
         return pb_utils.InferenceResponse([*done, *pictures])
-
-
-class _Progress:
-    """What the caller has been told, and what there is to tell."""
-
-    def __init__(self, board: Board, id: str, *, raw: bool) -> None:
-        self._board = board
-        self._id = id
-        self._raw = raw
-        self._told: tuple[str, int] | None = None
-        self._told_at = 0.0
-        self._preview_step = 0
-
-    def event(self) -> list[Any] | None:
-        """The tensors of the next event, if one is due. Raises UnknownJob."""
-        entry = self._board.find(self._id)
-        preview = self._board.preview(self._id, self._preview_step)
-        silent = time.monotonic() - self._told_at
-        if (entry.stage, entry.step) == self._told and not preview and silent < _HEARTBEAT_S:
-            return None
-        self._told, self._told_at = (entry.stage, entry.step), time.monotonic()
-        progress = {"seconds": entry.seconds, "left": entry.seconds_left}
-        tensors = _tensors(self._id, entry.stage.value, entry.step, entry.steps, **progress)
-        if preview:
-            self._preview_step = preview.step
-            files = [base64.b64decode(file) if self._raw else file.encode() for file in preview.files]
-            tensors.append(pb_utils.Tensor("preview", np.array([files], np.object_)))
-        return tensors
 
 
 def _ensemble(request: Any, id: str) -> Any:
@@ -123,20 +93,14 @@ def _ensemble(request: Any, id: str) -> Any:
     )
 
 
-def _raw(request: Any) -> bool:
-    tensor = pb_utils.get_input_tensor_by_name(request, "base64")
-    return tensor is not None and not tensor.as_numpy().flat[0]
-
-
-def _tensors(id: str, stage: str, step: int, steps: int, *, seconds: float, left: float | None) -> list[Any]:
-    return [
-        pb_utils.Tensor("job_id", np.array([[id.encode()]], np.object_)),
-        pb_utils.Tensor("stage", np.array([[stage.encode()]], np.object_)),
-        pb_utils.Tensor("step", np.array([[step]], np.int32)),
-        pb_utils.Tensor("steps", np.array([[steps]], np.int32)),
-        pb_utils.Tensor("seconds", np.array([[seconds]], np.float64)),
-        pb_utils.Tensor("seconds_left", np.array([[-1.0 if left is None else left]], np.float64)),
-    ]
+def _sent(sender: Any, response: Any, flags: int = 0) -> bool:
+    """Whether a response could be handed to Triton: the memory that it passes through may be full."""
+    try:
+        sender.send(response, flags=flags)
+    except Exception as error:  # nothing raises out of execute
+        pb_utils.Logger.log_error(f"tiny_sd_stream: {error!r}")
+        return False
+    return True
 
 
 def _refusal(message: str) -> Any:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import threading
+import time
 from typing import Any
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from metrics import Metrics
+from progress import Progress
 
 from tiny_sd_engine.denoiser import Denoiser
 from tiny_sd_engine.device import limit_threads, select_device
 from tiny_sd_engine.errors import Cancelled, InvalidInput, Overdue
 from tiny_sd_engine.flight import Job, Task
-from tiny_sd_engine.jobs import Board, Preview, Stage
+from tiny_sd_engine.jobs import Board, Stage
 from tiny_sd_engine.previews import Previewer
 from tiny_sd_engine.settings import DEFAULT_SIZE, Settings
 from tiny_sd_engine.vae import VaeDecoder
@@ -37,8 +38,8 @@ class TritonPythonModel:
         metrics = Metrics(args["model_name"], args["model_version"], args["model_instance_name"])
         self._denoiser = Denoiser(settings.checkpoint, device, settings.max_rows, metrics)
         self._denoiser.warm_up(DEFAULT_SIZE, DEFAULT_SIZE)
-        self._previewer = Previewer(VaeDecoder(settings.checkpoint, device))
         self._board = Board.of_this_server(settings.jobs_dir)
+        self._progress = Progress(self._board, self._denoiser, Previewer(VaeDecoder(settings.checkpoint, device)))
         self._stopping = threading.Event()
         self._evictor = threading.Thread(target=self._evict, args=(settings.evict_after_s,), daemon=True)
         self._evictor.start()
@@ -54,8 +55,10 @@ class TritonPythonModel:
             if not self._in_flight:
                 self._denoiser.run_to_end(jobs)
             elif not self._denoiser.others_are_due(jobs):
-                self._denoiser.run(jobs, self._denoiser.time_slice_s(self._quantum_s))
-        self._report(jobs)
+                start = time.monotonic()
+                slice_s = self._denoiser.time_slice_s(self._quantum_s)
+                self._denoiser.run(jobs, slice_s, lambda: self._look_up(jobs, start))
+            self._progress.tell(jobs)
         return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
 
     def finalize(self) -> None:
@@ -81,23 +84,12 @@ class TritonPythonModel:
             if job.task.job_id in stops:
                 self._denoiser.stop(job, stops[job.task.job_id])
 
-    def _report(self, jobs: list[Job]) -> None:
-        """Tell the board how far the jobs are, and show the previews that are due."""
-        left = {job.task.job_id: seconds for job, seconds in self._denoiser.seconds_left().items()}
-        self._board.denoised({job.task.job_id: job.step for job in jobs}, left)
-        for job in jobs:
-            every = job.task.preview_every
-            if every and not job.ended and job.step // every > job.previewed_step // every:
-                job.previewed_step = job.step
-                self._show(job)
-
-    def _show(self, job: Job) -> None:
-        try:
-            files = [base64.b64encode(self._previewer.preview(image)).decode() for image in job.estimate()]
-        except Exception as error:  # no preview is worth the pictures of the whole batch
-            pb_utils.Logger.log_warn(f"unet: no preview: {error!r}")
-        else:
-            self._board.show(job.task.job_id, Preview(job.step, tuple(files)))
+    def _look_up(self, jobs: list[Job], start: float) -> bool:
+        """Between two U-Net calls: tell how far the jobs are, see which to stop. Returns whether one wants to join."""
+        if self._progress.is_due():
+            self._progress.tell(jobs)
+            self._stop_cancelled(jobs)
+        return self._board.newcomer_waits(start)
 
     def _answer(self, key: object, request: Any, answer: Any) -> Any:
         if isinstance(answer, Job) and not answer.ended:
