@@ -32,7 +32,7 @@ from benchmark.contenders import BenchError, Peak, Ready, Setup, worker
 from benchmark.figures import Spread, alternating, high_water_bytes, largest_difference, process_name, read_metrics
 from benchmark.first_signs import first_signs_table, watch
 from benchmark.latency import CONTENDERS, compare_pictures, latency_tables
-from benchmark.mixed import mixed_tables
+from benchmark.mixed import at_once_table, mixed_tables
 from benchmark.report import Report, Table, memory_table
 from benchmark.throughput import CALLERS, ENGINE, throughput_chart, throughput_table
 from tiny_sd_client import Generation, Progress, Stage, Timings
@@ -276,6 +276,14 @@ def test_mixed_compares_short_requests_one_by_one() -> None:
         ["in flight / alone", "1.75x", "1.50x to 2.00x"],
         ["plain / in flight", "3.50x", "3.00x to 4.00x"],
         ["FastAPI + diffusers / in flight", "3.00x", "2.00x to 4.00x"],
+    ]
+
+
+def test_the_time_for_the_same_work_is_compared_round_by_round() -> None:
+    table = at_once_table({"in flight": [2.0, 4.0], "plain": [3.0, 4.0]})
+    assert table.rows == [
+        ["in flight", "3.00", "2.00 to 4.00", "1.00x", "1.00x to 1.00x"],
+        ["plain", "3.50", "3.00 to 4.00", "1.25x", "1.00x to 1.50x"],
     ]
 
 

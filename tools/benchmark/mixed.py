@@ -18,6 +18,8 @@ from benchmark.served import Served, serve
 LONG_STEPS = 100
 SHORT_REQUESTS = 3
 """In each round and situation, one after another."""
+AT_ONCE_LONG, AT_ONCE_SHORT = 2, 6
+"""In each round, to see how long each server takes for the same work."""
 ALONE, IN_FLIGHT, PLAIN, LOCKED = "alone", "in flight", "plain", Locked.name
 
 
@@ -48,17 +50,24 @@ def mixed(setup: Setup, repeats: int) -> Report:
             if others:
                 long[situation] += others
             say(f"round {number} of {repeats}: {situation}: {', '.join(f'{each:.3f} s' for each in own)}")
+        at_once: dict[str, list[float]] = {name: [] for name in situations[1:]}
+        for number, situation in alternating(situations[1:], repeats):
+            at_once[situation].append(_all_at_once(servers[situation], setup))
+            say(f"round {number} of {repeats}: all at once: {situation}: {at_once[situation][-1]:.3f} s")
         peaks = [*in_flight.peaks(), *plain.peaks(), *locked.peaks()]
     return Report(
         title="Short requests beside long ones",
-        tables=[*mixed_tables(short, long, rates, setup.steps), memory_table(peaks)],
+        tables=[*mixed_tables(short, long, rates, setup.steps), at_once_table(at_once), memory_table(peaks)],
         notes=[
             f"One client always has a request of {LONG_STEPS} steps under way, while another sends {SHORT_REQUESTS} of "
             f"{setup.steps} steps, one after another. Alone: without the first client.",
             "In flight: the shipped configuration, where a request joins at the next step. Plain: the same models with "
             "`--model-config-name=plain`, where a batch runs to its end before the next begins. "
             f"{LOCKED}: diffusers' pipeline as its documentation uses it, one request after another.",
-            "Steps a second are those of both clients, until the last long request is done.",
+            "Steps a second are those of both clients, until the last long request is done; the fewer requests these "
+            "steps belong to, the fewer pictures there are to decode.",
+            f"All at once: {AT_ONCE_LONG} requests of {LONG_STEPS} steps and {AT_ONCE_SHORT} of {setup.steps}, sent "
+            "together; the seconds until the last is answered.",
             "The situations take turns, forwards and backwards; ratios are taken request by request.",
             MEMORY_NOTE,
         ],
@@ -69,7 +78,13 @@ def mixed(setup: Setup, repeats: int) -> Report:
                 for steps, taken in ((setup.steps, short), (LONG_STEPS, long))
             },
         ),
-        measurements={"short_seconds": short, "long_seconds": long, "steps_per_second": rates, "peaks": peaks},
+        measurements={
+            "short_seconds": short,
+            "long_seconds": long,
+            "steps_per_second": rates,
+            "at_once_seconds": at_once,
+            "peaks": peaks,
+        },
     )
 
 
@@ -98,6 +113,28 @@ def mixed_tables(
         Table([*columns, "steps a second", "from … to"], rows),
         Table([f"requests of {steps} steps", "median", "from … to"], ratio_rows),
     ]
+
+
+def at_once_table(taken: Mapping[str, Sequence[float]]) -> Table:
+    """``taken``: the seconds until the last of the same requests was answered, by round."""
+    rows = [
+        [name, *Spread.of(own).cells(seconds), *Spread.of(ratios(own, taken[IN_FLIGHT])).cells(times)]
+        for name, own in taken.items()
+    ]
+    return Table(["all at once", "seconds", "from … to", "against in flight", "from … to"], rows)
+
+
+def _all_at_once(server: Served | Locked, setup: Setup) -> float:
+    steps = [LONG_STEPS] * AT_ONCE_LONG + [setup.steps] * AT_ONCE_SHORT
+    start = time.perf_counter()
+
+    def send(number: int) -> None:
+        with server.connect() as ask:
+            ask(setup.request(number, steps[number]))
+
+    with ThreadPoolExecutor(len(steps)) as pool:
+        list(pool.map(send, range(len(steps))))
+    return time.perf_counter() - start
 
 
 @contextmanager
