@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _ROUND_TRIPS_SHARE = 0.02
 """Of the time, that handing jobs back and getting them again may take."""
+_ON_THE_WAY_RUNS = 2
+"""A job that has missed more runs is not expected in the next."""
 _MEMORY_AHEAD = 512 * 2**20
 """For the small tensors of a U-Net and its calls, which are 4 % faster in large pages."""
 
@@ -161,10 +163,15 @@ class Denoiser:
             left = [self._speed.seconds(work, job.calls) for job, work in zip(line, until, strict=True)]
             return {job: seconds for job, seconds in zip(line, left, strict=True) if seconds is not None}
 
-    def time_slice_s(self, at_most_s: float) -> float:
-        """How long a run should last for the round trips between runs to take a small share; at most so long."""
+    def time_slice_s(self, jobs: Sequence[Job], at_most_s: float) -> float:
+        """How long a run of ``jobs`` should last for the round trips between runs to take a small share.
+
+        At most so long; 0, which is one call, if another job has just missed this run.
+        """
         with self._lock:
             round_trip_s = self._round_trip.mean
+            if self._lack(jobs, _ON_THE_WAY_RUNS):
+                return 0.0
         return at_most_s if round_trip_s is None else min(at_most_s, round_trip_s / _ROUND_TRIPS_SHARE)
 
     def others_are_due(self, jobs: Sequence[Job]) -> bool:
@@ -174,10 +181,7 @@ class Denoiser:
         different moments would go on taking turns, each with the U-Net for itself.
         """
         with self._lock:
-            missing = any(
-                job.seen_in_run == self._runs and not job.ended and job not in jobs for job in self._jobs.values()
-            )
-            self._handed_back = missing and not self._handed_back
+            self._handed_back = self._lack(jobs, runs=0) and not self._handed_back
             return self._handed_back
 
     def run(self, jobs: Sequence[Job], quantum_s: float, ends: Callable[[], bool] = lambda: False) -> None:
@@ -254,6 +258,11 @@ class Denoiser:
         for job in jobs:
             if job.task.deadline and now > job.task.deadline and not job.ended:
                 self.stop(job, Overdue())
+
+    def _lack(self, jobs: Sequence[Job], runs: int) -> bool:
+        """Whether ``jobs`` lacks one that has not ended and has missed at most so many runs."""
+        since = self._runs - runs
+        return any(job.seen_in_run >= since and not job.ended and job not in jobs for job in self._jobs.values())
 
     def _pick(self, jobs: Iterable[Job]) -> list[Image]:
         """Images for one U-Net call: the first in line, then those that fit in with it.

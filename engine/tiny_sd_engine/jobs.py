@@ -42,6 +42,8 @@ _MOST_PREVIEW_STEPS = 100
 _BEAT_S = 1.0
 _ON_THE_WAY_S = 0.01
 """Triton takes less than this to bring a request to its next stage."""
+_JUST_MISSED_S = 0.1
+"""Who has come this long before a run without being part of it will be part of the next; others may not fit in."""
 # A transaction takes well under a millisecond: only a process that stands still in the middle of one is waited for.
 _LOCK_TIMEOUT_S = 10.0
 
@@ -185,15 +187,15 @@ class Board:
             database.executemany("UPDATE jobs SET encoded = ? WHERE id = ?", [(now, id) for id in ids])
 
     def newcomer_waits(self, since: float) -> bool:
-        """Whether a job that was not there to be taken up at ``since`` waits for denoising by now.
+        """Whether a job waits for denoising that came after ``since``, or shortly before, and was not taken up then.
 
         ``since``: what :func:`time.monotonic` said.
         """
-        there, now = since - _ON_THE_WAY_S, time.monotonic() - _ON_THE_WAY_S
+        missed, now = since - _JUST_MISSED_S, time.monotonic() - _ON_THE_WAY_S
         with faults_logged(), self._lock:
             newcomers = "waits AND stage = ? AND encoded > ? AND encoded <= ?"
             row = self._database.execute(
-                f"SELECT EXISTS (SELECT 1 FROM jobs WHERE {newcomers})", (Stage.DENOISING, there, now)
+                f"SELECT EXISTS (SELECT 1 FROM jobs WHERE {newcomers})", (Stage.DENOISING, missed, now)
             ).fetchone()
             return bool(row[0])
         return False

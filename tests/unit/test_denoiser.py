@@ -373,24 +373,38 @@ def test_a_slice_is_as_long_as_round_trips_are_dear_but_not_longer_than_allowed(
     clock = Clock()
     monkeypatch.setattr("tiny_sd_engine.denoiser.time", clock)
     (job,) = admit(denoiser, a_task(num_inference_steps=100))
-    assert denoiser.time_slice_s(0.25) == 0.25
+    assert denoiser.time_slice_s([job], 0.25) == 0.25
     clock.now += 5  # nobody came back: the server was idle
     denoiser.run([job], 0.0)
-    assert denoiser.time_slice_s(0.25) == 0.25
+    assert denoiser.time_slice_s([job], 0.25) == 0.25
     clock.now += 0.002
     denoiser.run([job], 0.0)
-    assert denoiser.time_slice_s(0.25) == pytest.approx(0.1)
+    assert denoiser.time_slice_s([job], 0.25) == pytest.approx(0.1)
+    denoiser.remove(0)
     other = denoiser.job("other", a_task)
     clock.now += 7  # this one was not there before
     denoiser.run([other], 0.0)
-    assert denoiser.time_slice_s(0.25) == pytest.approx(0.1)
+    assert denoiser.time_slice_s([other], 0.25) == pytest.approx(0.1)
     for _ in range(15):
         clock.now += 0.004
         denoiser.run([other], 0.0)
-    assert denoiser.time_slice_s(0.25) == pytest.approx(0.2, rel=0.01)
+    assert denoiser.time_slice_s([other], 0.25) == pytest.approx(0.2, rel=0.01)
     clock.now += 1
     denoiser.run([other], 0.0)
-    assert denoiser.time_slice_s(0.25) == 0.25
+    assert denoiser.time_slice_s([other], 0.25) == 0.25
+
+
+def test_a_run_that_another_job_has_just_missed_is_short_but_not_for_ever(denoiser: Denoiser) -> None:
+    first, second = admit(denoiser, a_task(num_inference_steps=100), a_task())
+    assert denoiser.time_slice_s([first], 0.25) == 0.0
+    assert denoiser.time_slice_s([first, second], 0.25) == 0.25
+    for _ in range(3):
+        assert denoiser.time_slice_s([first], 0.25) == 0.0
+        denoiser.run([first], 0.0)
+    assert denoiser.time_slice_s([first], 0.25) > 0, "it seems that the second will not come"
+    denoiser.stop(second, Cancelled())
+    denoiser.run([first, second], 0.0)
+    assert denoiser.time_slice_s([first], 0.25) > 0, "the second has ended"
 
 
 def test_a_run_returns_as_soon_as_one_job_has_ended(denoiser: Denoiser) -> None:

@@ -56,7 +56,7 @@ class TritonPythonModel:
                 self._denoiser.run_to_end(jobs)
             elif not self._denoiser.others_are_due(jobs):
                 start = time.monotonic()
-                slice_s = self._denoiser.time_slice_s(self._quantum_s)
+                slice_s = self._denoiser.time_slice_s(jobs, self._quantum_s)
                 self._denoiser.run(jobs, slice_s, lambda: self._look_up(jobs, start))
             self._progress.tell(jobs)
         return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
