@@ -105,12 +105,12 @@ class Upsample(nn.Module):
     def __init__(self, block: Upsample2D) -> None:
         super().__init__()
         self.conv = block.conv
-        weight = block.conv.weight
-        # Each weight is at work for all four pixels that one has become.
-        fours = (pad(weight.float().flip(2, 3), (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1))
-        summed = torch.stack(list(fours)).sum(0).to(weight.dtype)
         self.doubled = nn.ConvTranspose2d(block.channels, block.out_channels, 4, 2, padding=1, device="meta")
-        self.doubled.weight = nn.Parameter(summed.transpose(0, 1), requires_grad=False)
+        weight = block.conv.weight.transpose(0, 1).flip(2, 3)
+        summed = torch.zeros(self.doubled.weight.shape)
+        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):  # the four pixels that one has become
+            summed[:, :, down : down + 3, right : right + 3] += weight
+        self.doubled.weight = nn.Parameter(summed.to(weight.dtype), requires_grad=False)
         self.doubled.bias = block.conv.bias
 
     def forward(self, inputs: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
