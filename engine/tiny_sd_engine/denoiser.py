@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 _ROUND_TRIPS_SHARE = 0.02
 """Of the time, that handing jobs back and getting them again may take."""
-_ON_THE_WAY_RUNS = 2
-"""A job that has missed more runs is not expected in the next."""
+_MISSED_RUNS = 2
+"""Who asks for a job may miss so many runs, busy with the ones before; the job is worked on in them all the same."""
 _MEMORY_AHEAD = 512 * 2**20
 """For the small tensors of a U-Net and its calls, which are 4 % faster in large pages."""
 
@@ -90,7 +90,6 @@ class Denoiser:
         self._speed = Speed()
         self._round_trip = Lately()
         self._runs = 0
-        self._handed_back = False
         self._last_run = time.monotonic()
         self._lock = threading.RLock()  # the calls of ``run``'s caller come from within it
         config = checkpoint.load_scheduler_config(path)
@@ -163,56 +162,62 @@ class Denoiser:
             left = [self._speed.seconds(work, job.calls) for job, work in zip(line, until, strict=True)]
             return {job: seconds for job, seconds in zip(line, left, strict=True) if seconds is not None}
 
-    def time_slice_s(self, jobs: Sequence[Job], at_most_s: float) -> float:
-        """How long a run of ``jobs`` should last for the round trips between runs to take a small share.
-
-        At most so long; 0, which is one call, if another job has just missed this run.
-        """
+    def time_slice_s(self, at_most_s: float) -> float:
+        """How long a run should last for the round trips between runs to take a small share; at most so long."""
         with self._lock:
             round_trip_s = self._round_trip.mean
-            if self._lack(jobs, _ON_THE_WAY_RUNS):
-                return 0.0
         return at_most_s if round_trip_s is None else min(at_most_s, round_trip_s / _ROUND_TRIPS_SHARE)
 
-    def others_are_due(self, jobs: Sequence[Job]) -> bool:
-        """Whether ``jobs`` lacks one of the last run, or admitted since, that has not ended. Once between two runs.
+    def others(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs in flight besides ``jobs`` that have not ended and may be expected to be asked for soon.
 
-        Then a caller who hands ``jobs`` back at once meets all of them together next time. Otherwise jobs that came at
-        different moments would go on taking turns, each with the U-Net for itself.
+        These are worked on as well. Otherwise jobs that came at different moments would take turns, each with the U-Net
+        for itself.
         """
         with self._lock:
-            self._handed_back = self._lack(jobs, runs=0) and not self._handed_back
-            return self._handed_back
+            since = self._runs - _MISSED_RUNS
+            present = set(jobs)
+            return [
+                job for job in self._jobs.values() if job not in present and job.seen_in_run >= since and not job.ended
+            ]
 
-    def run(self, jobs: Sequence[Job], quantum_s: float, ends: Callable[[], bool] = lambda: False) -> None:
-        """Denoise until one of ``jobs`` has ended, ``quantum_s`` seconds have passed or ``ends`` says so.
+    def run(
+        self,
+        jobs: Sequence[Job],
+        quantum_s: float,
+        ends: Callable[[], bool] = lambda: False,
+        others: Sequence[Job] = (),
+    ) -> None:
+        """Denoise ``jobs`` and ``others`` until one has ended, ``quantum_s`` seconds have passed or ``ends`` says so.
 
-        ``ends`` is asked after every U-Net call, and may use the denoiser. At least one call is made if there is one to
-        make. A job that fails gets its ``error``; nothing is raised.
+        ``ends`` is asked after every U-Net call, and may use the denoiser. ``others``: those that nobody asks for in
+        this run. At least one call is made if there is one to make. A job that fails gets its ``error``; nothing is
+        raised.
         """
+        everyone = [*jobs, *others]
         with self._lock, torch.inference_mode(), threads_for(self._channels_within):
             start = time.monotonic()
-            if not self._handed_back and any(job.seen_in_run == self._runs and job.begun for job in jobs):
+            if any(job.seen_in_run == self._runs and job.begun for job in everyone):
                 self._round_trip.measured(start - self._last_run)
             work = calls = 0
             pace = self._device.pace()
             while True:
-                self._stop_overdue(jobs)
-                if any(job.ended for job in jobs):
+                self._stop_overdue(everyone)
+                if any(job.ended for job in everyone):
                     break
-                images = self._pick(jobs)
+                images = self._pick(everyone)
                 if not images:
                     break
                 self._advance(images)
-                self._wait(pace.keep, jobs)
+                self._wait(pace.keep, everyone)
                 work += _work(images)
                 calls += 1
                 if time.monotonic() >= start + quantum_s or ends():
                     break
-            for job in jobs:
+            for job in everyone:
                 if job.finished and job.error is None:
                     _check(job)
-            self._wait(self._device.synchronize, jobs)
+            self._wait(self._device.synchronize, everyone)
             self._last_run = time.monotonic()
             self._runs += 1
             if calls:
@@ -258,11 +263,6 @@ class Denoiser:
         for job in jobs:
             if job.task.deadline and now > job.task.deadline and not job.ended:
                 self.stop(job, Overdue())
-
-    def _lack(self, jobs: Sequence[Job], runs: int) -> bool:
-        """Whether ``jobs`` lacks one that has not ended and has missed at most so many runs."""
-        since = self._runs - runs
-        return any(job.seen_in_run >= since and not job.ended and job not in jobs for job in self._jobs.values())
 
     def _pick(self, jobs: Iterable[Job]) -> list[Image]:
         """Images for one U-Net call: the first in line, then those that fit in with it.

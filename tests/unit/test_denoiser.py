@@ -373,38 +373,25 @@ def test_a_slice_is_as_long_as_round_trips_are_dear_but_not_longer_than_allowed(
     clock = Clock()
     monkeypatch.setattr("tiny_sd_engine.denoiser.time", clock)
     (job,) = admit(denoiser, a_task(num_inference_steps=100))
-    assert denoiser.time_slice_s([job], 0.25) == 0.25
+    assert denoiser.time_slice_s(0.25) == 0.25
     clock.now += 5  # nobody came back: the server was idle
     denoiser.run([job], 0.0)
-    assert denoiser.time_slice_s([job], 0.25) == 0.25
+    assert denoiser.time_slice_s(0.25) == 0.25
     clock.now += 0.002
     denoiser.run([job], 0.0)
-    assert denoiser.time_slice_s([job], 0.25) == pytest.approx(0.1)
+    assert denoiser.time_slice_s(0.25) == pytest.approx(0.1)
     denoiser.remove(0)
     other = denoiser.job("other", a_task)
     clock.now += 7  # this one was not there before
     denoiser.run([other], 0.0)
-    assert denoiser.time_slice_s([other], 0.25) == pytest.approx(0.1)
+    assert denoiser.time_slice_s(0.25) == pytest.approx(0.1)
     for _ in range(15):
         clock.now += 0.004
         denoiser.run([other], 0.0)
-    assert denoiser.time_slice_s([other], 0.25) == pytest.approx(0.2, rel=0.01)
+    assert denoiser.time_slice_s(0.25) == pytest.approx(0.2, rel=0.01)
     clock.now += 1
     denoiser.run([other], 0.0)
-    assert denoiser.time_slice_s([other], 0.25) == 0.25
-
-
-def test_a_run_that_another_job_has_just_missed_is_short_but_not_for_ever(denoiser: Denoiser) -> None:
-    first, second = admit(denoiser, a_task(num_inference_steps=100), a_task())
-    assert denoiser.time_slice_s([first], 0.25) == 0.0
-    assert denoiser.time_slice_s([first, second], 0.25) == 0.25
-    for _ in range(3):
-        assert denoiser.time_slice_s([first], 0.25) == 0.0
-        denoiser.run([first], 0.0)
-    assert denoiser.time_slice_s([first], 0.25) > 0, "it seems that the second will not come"
-    denoiser.stop(second, Cancelled())
-    denoiser.run([first, second], 0.0)
-    assert denoiser.time_slice_s([first], 0.25) > 0, "the second has ended"
+    assert denoiser.time_slice_s(0.25) == 0.25
 
 
 def test_a_run_returns_as_soon_as_one_job_has_ended(denoiser: Denoiser) -> None:
@@ -813,24 +800,34 @@ def test_only_jobs_that_nobody_has_run_for_long_are_evicted(
     assert denoiser.job(1, a_task) is not unseen
 
 
-def test_jobs_that_come_at_different_moments_are_brought_together(denoiser: Denoiser) -> None:
+def test_who_comes_alone_is_denoised_together_with_those_who_wait_for_the_next_run(denoiser: Denoiser) -> None:
     first = denoiser.job("first", a_task)
-    assert not denoiser.others_are_due([first])
+    assert denoiser.others([first]) == []
     denoiser.run([first], 0.0)
     second = denoiser.job("second", a_task)
-    assert denoiser.others_are_due([second]), "the first was here in the last run"
-    assert not denoiser.others_are_due([second]), "not twice: the first may never come back"
+    assert denoiser.others([second]) == [first]
     denoiser.run([second], 0.0)
-    assert denoiser.others_are_due([first])
-    assert not denoiser.others_are_due([first, second])
-    denoiser.run([first, second], 0.0)
-    assert not denoiser.others_are_due([first, second])
+    denoiser.run([second], 0.0, others=[first])
+    assert (progress(first), progress(second)) == ([2], [2])
+    assert recorder(denoiser).calls[-1] == (4, 2)
+    assert denoiser.others([first, second]) == []
 
 
-def test_nobody_waits_for_a_job_that_has_ended(denoiser: Denoiser) -> None:
-    ended, other = admit(denoiser, a_task(num_inference_steps=2), a_task())
+def test_a_job_that_has_ended_or_is_no_longer_asked_for_is_not_denoised_beside_others(denoiser: Denoiser) -> None:
+    ended, gone, other = admit(denoiser, a_task(num_inference_steps=2), a_task(), a_task(num_inference_steps=100))
     denoiser.run_to_end([ended])
-    assert not denoiser.others_are_due([other])
+    assert denoiser.others([other]) == [gone]
+    while denoiser.others([other]):
+        denoiser.run([other], 0.0, others=denoiser.others([other]))
+    assert progress(gone) == [2], "the two runs after the one that it missed first"
+    assert denoiser.evict(older_than_s=0.0) == [ended, gone, other]
+
+
+def test_a_run_ends_with_a_job_that_was_not_asked_for_in_it(denoiser: Denoiser) -> None:
+    here, short = admit(denoiser, a_task(num_inference_steps=100), a_task(num_inference_steps=3))
+    denoiser.run([here], math.inf, others=[short])
+    assert short.finished
+    assert progress(here) == [3]
 
 
 def test_a_job_that_waits_for_a_slow_run_of_others_is_not_evicted(

@@ -48,23 +48,27 @@ class TritonPythonModel:
         """Take every request's job some steps on; answer those that have ended, hand the others back to Triton."""
         keys = [request.correlation_id() if self._in_flight else next(self._plain_keys) for request in requests]
         answers = [self._admit(key, request) for key, request in zip(keys, requests, strict=True)]
-        jobs = [answer for answer in answers if isinstance(answer, Job)]
-        # One that has just been handed back may wait for the next call while this one runs.
-        with self._board.at_work(Stage.DENOISING, [job.task.job_id for job in self._denoiser.jobs()]):
-            self._stop_cancelled(jobs)
-            if not self._in_flight:
-                self._denoiser.run_to_end(jobs)
-            elif not self._denoiser.others_are_due(jobs):
-                start = time.monotonic()
-                slice_s = self._denoiser.time_slice_s(jobs, self._quantum_s)
-                self._denoiser.run(jobs, slice_s, lambda: self._look_up(jobs, start))
-            self._progress.tell(jobs)
+        if jobs := [answer for answer in answers if isinstance(answer, Job)]:
+            # Triton made up this batch while the last call ran, so some requests that were part of that are not in it.
+            others = self._denoiser.others(jobs) if self._in_flight else []
+            self._denoise(jobs, others)
         return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
 
     def finalize(self) -> None:
         """Stop the watch."""
         self._stopping.set()
         self._evictor.join()
+
+    def _denoise(self, jobs: list[Job], others: list[Job]) -> None:
+        start, everyone = time.monotonic(), [*jobs, *others]
+        with self._board.at_work(Stage.DENOISING, [job.task.job_id for job in self._denoiser.jobs()]):
+            self._stop_cancelled(everyone)
+            if self._in_flight:
+                slice_s = self._denoiser.time_slice_s(self._quantum_s)
+                self._denoiser.run(jobs, slice_s, lambda: self._look_up(everyone, start), others)
+            else:
+                self._denoiser.run_to_end(jobs)
+            self._progress.tell(everyone)
 
     def _admit(self, key: object, request: Any) -> Any:
         """The request's job, or the error response that it gets instead."""
