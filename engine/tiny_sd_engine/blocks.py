@@ -115,9 +115,9 @@ class Upsample(nn.Module):
 
     def forward(self, inputs: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """inputs: [n, in, h, w]. Returns [n, out, 2 * h, 2 * w], or of ``output_size``, where that is given."""
-        # Of what is not quite twice as large, the last row or column has other neighbours.
-        exact = output_size is None
-        outputs: Tensor = self.doubled(inputs) if exact else self.conv(interpolate(inputs, output_size))
+        # Where an edge is not quite doubled, what is at that edge has other neighbours.
+        doubles = output_size is None
+        outputs: Tensor = self.doubled(inputs) if doubles else self.conv(interpolate(inputs, output_size))
         return outputs
 
 

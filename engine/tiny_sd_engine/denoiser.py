@@ -36,7 +36,7 @@ _ROUND_TRIPS_SHARE = 0.02
 _MISSED_RUNS = 2
 """Who asks for a job may miss so many runs, busy with the ones before; the job is worked on in them all the same."""
 _MEMORY_AHEAD = 512 * 2**20
-"""For the small tensors of a U-Net and its calls, which are 4 % faster in large pages."""
+"""For the small tensors of a U-Net and its calls, which are faster in large pages, too."""
 
 
 class Observer(Protocol):
