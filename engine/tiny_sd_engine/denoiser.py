@@ -120,7 +120,9 @@ class Denoiser:
             self.run(unfinished, math.inf)
 
     def stop(self, job: Job, reason: Overdue | Cancelled) -> None:
-        """End a job before it is finished; its ``error`` is the reason."""
+        """End a job before it is finished; its ``error`` is the reason. One that has ended stays as it is."""
+        if job.ended:
+            return
         job.error = reason
         if self._observer:
             if isinstance(reason, Overdue):
@@ -261,7 +263,7 @@ class Denoiser:
     def _stop_overdue(self, jobs: Iterable[Job]) -> None:
         now = time.time()
         for job in jobs:
-            if job.task.deadline and now > job.task.deadline and not job.ended:
+            if job.task.deadline and now > job.task.deadline:
                 self.stop(job, Overdue())
 
     def _pick(self, jobs: Iterable[Job]) -> list[Image]:

@@ -823,6 +823,19 @@ def test_a_job_that_has_ended_or_is_no_longer_asked_for_is_not_denoised_beside_o
     assert denoiser.evict(older_than_s=0.0) == [ended, gone, other]
 
 
+def test_a_job_that_was_stopped_while_nobody_asked_for_it_is_counted_once(denoiser: Denoiser) -> None:
+    here, other = admit(denoiser, a_task(), a_task())
+
+    def cancelled() -> bool:
+        denoiser.stop(other, Cancelled())
+        return False
+
+    denoiser.run([here], math.inf, cancelled, others=[other])
+    denoiser.stop(other, Overdue())  # whoever asks for it next learns of it anew
+    assert isinstance(other.error, Cancelled)
+    assert (recorder(denoiser).cancelled, recorder(denoiser).overdue) == (1, 0)
+
+
 def test_a_run_ends_with_a_job_that_was_not_asked_for_in_it(denoiser: Denoiser) -> None:
     here, short = admit(denoiser, a_task(num_inference_steps=100), a_task(num_inference_steps=3))
     denoiser.run([here], math.inf, others=[short])
