@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from gevent import get_hub
+import gevent
 from grpc.experimental.gevent import init_gevent
 from locust import events
 from locust.runners import WorkerRunner
@@ -48,8 +49,11 @@ def on_init(environment: Any, web_ui: Any, **_: Any) -> None:
     events.test_stop.add_listener(lambda **_: course.conclude())
     # Ctrl-C: Locust decides how to exit before it stops the test.
     events.quitting.add_listener(lambda **_: environment.runner.stop())
+    # Python raises KeyboardInterrupt in whatever greenlet computes at that moment, which may be one that this process
+    # needs to end its test; Locust waits for it in the main one, which is this.
+    gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     # gevent counts --run-time from its last look at the clock, which was before everything was loaded.
-    get_hub().loop.update_now()
+    gevent.get_hub().loop.update_now()
     if web_ui:
         web_ui.app.add_url_rule("/slo", "slo", web_ui.auth_required_if_enabled(lambda: course.report().html()))
 

@@ -78,7 +78,7 @@ def start(server: LocalServer | None, folder: Path, *arguments: str) -> subproce
 
 
 @contextmanager
-def running(server: LocalServer, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(server: LocalServer | None, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A Locust that goes on meanwhile; it and its workers are one process group, as in a terminal."""
     with _log(folder).open("w") as log:
         process = subprocess.Popen(
@@ -100,7 +100,12 @@ def running(server: LocalServer, folder: Path, *arguments: str) -> Iterator[subp
 def ended(process: subprocess.Popen[str], folder: Path) -> Run:
     """What a running Locust came to, once it has ended by itself."""
     process.wait(timeout=ANSWERS_S)
-    return Run(process.returncode, _log(folder).read_text(), folder)
+    return Run(process.returncode, so_far(folder), folder)
+
+
+def so_far(folder: Path) -> str:
+    """The log of a running Locust."""
+    return _log(folder).read_text()
 
 
 def _log(folder: Path) -> Path:

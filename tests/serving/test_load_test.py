@@ -18,7 +18,7 @@ import psutil
 import pytest
 import requests
 from callers import change_of, job_ids
-from locust_run import ANSWERS_S, SIZES, TRITON, Run, ended, load, running, start
+from locust_run import ANSWERS_S, SIZES, TRITON, Run, ended, load, running, so_far, start
 from serving_server import FP32
 
 from load_tests.arrivals import plan
@@ -158,6 +158,24 @@ def test_ctrl_c_lets_the_workers_finish_and_reports(batching_server: LocalServer
     assert run.code == 0, run.log
     answered = run.count("all")
     assert answered == len(run.requests) == change.once("nv_inference_request_success_total:tiny_sd", answered) > 1
+
+
+def test_ctrl_c_ends_processes_that_never_rest(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        urls = [f"--grpc-url=grpc://{address}", f"--http-url=http://{address}"]
+        options = ["--headless", "--processes=2", "--users=64", AT_ONCE, "--think-seconds=0", "--transport=generate"]
+        with running(None, tmp_path, *urls, *options) as process:
+            while "All users spawned" not in so_far(tmp_path):
+                time.sleep(0.1)
+            time.sleep(1)
+            os.killpg(process.pid, signal.SIGINT)
+            run = ended(process, tmp_path)
+    assert run.code == 1
+    assert run.count("all", "lost") == len(run.requests) > 0
+    assert "Traceback" not in run.log
+    assert "did not tell the end of their requests" not in run.log
 
 
 def test_a_worker_that_dies_is_not_passed_over(batching_server: LocalServer, tmp_path: Path) -> None:
