@@ -27,9 +27,11 @@ rm -rf "$state"
 mkdir -p "$state"
 echo $$ >"$state/pid"
 
-# Streams hold a thread of the Python backend each.
+# Completing configurations that are complete would start every stage twice. Streams hold a thread of the Python backend
+# each.
 exec tritonserver \
     --model-repository="$root/model_repository" \
+    --disable-auto-complete-config \
     --backend-config=python,thread-pool-size=256 \
     --exit-timeout-secs=30 \
     --grpc-restricted-protocol="$closed" \

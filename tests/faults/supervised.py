@@ -20,7 +20,7 @@ from local_server.install import ROOT
 from local_server.ports import free_ports
 from tiny_sd_client import Client, TinySDError
 
-PATIENCE_S = 240
+PATIENCE_S = 400
 """Far more than anything here takes on a machine with nothing else to do."""
 
 

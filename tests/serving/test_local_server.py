@@ -167,6 +167,14 @@ def test_models_see_the_environment_that_was_given_and_no_hub(repository: Path, 
     assert "gift hub 1" in local.log_path.read_text()
 
 
+def test_every_model_is_loaded_once(repository: Path, local: LocalServer) -> None:
+    add_model(repository, "speaks")
+    with (repository / "speaks" / "1" / "model.py").open("a") as model:
+        model.write('\nprint("this model is imported", flush=True)\n')
+    local.start()
+    assert local.log_path.read_text().count("this model is imported") == 1
+
+
 def test_a_server_can_be_started_again_after_a_stop(local: LocalServer) -> None:
     for _ in range(2):
         with local:

@@ -190,6 +190,8 @@ class LocalServer:
         return [
             str(binary),
             f"--model-repository={self.repository}",
+            # Completing what is complete would start every stage twice.
+            "--disable-auto-complete-config",
             *flags,
             *(f"--{name}-address={self.host}" for name in ("http", "grpc", "metrics")),
             f"--http-port={self.ports.http}",
