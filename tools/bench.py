@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ROOT / ".cache" / "checkpoints"
 ARCHITECTURES = ("test", "tiny-sd", "small-sd", "sd15")
-SCENARIOS = ("latency", "throughput", "mixed", "trace", "near-capacity", "first-signs", "gateway")
+SCENARIOS = ("latency", "throughput", "mixed", "trace", "near-capacity", "first-signs", "gateway", "start")
 CONTENDERS = ("diffusers", "diffusers-best", "openvino", "engine", "served")
 USUAL_CONTENDERS = "diffusers,engine,served"
 
@@ -114,6 +114,7 @@ def measure(setup: Setup, options: argparse.Namespace) -> Report:
     from benchmark.gateway import overhead  # noqa: PLC0415
     from benchmark.latency import latency  # noqa: PLC0415
     from benchmark.mixed import mixed  # noqa: PLC0415
+    from benchmark.start import start  # noqa: PLC0415
     from benchmark.throughput import throughput  # noqa: PLC0415
 
     if options.scenario == "latency":
@@ -121,7 +122,13 @@ def measure(setup: Setup, options: argparse.Namespace) -> Report:
     if options.scenario in ("trace", "near-capacity"):
         arrivals = trace if options.scenario == "trace" else near_capacity
         return arrivals(setup, options.repeats, options.run_seconds)
-    scenarios = {"throughput": throughput, "mixed": mixed, "first-signs": first_signs, "gateway": overhead}
+    scenarios = {
+        "throughput": throughput,
+        "mixed": mixed,
+        "first-signs": first_signs,
+        "gateway": overhead,
+        "start": start,
+    }
     return scenarios[options.scenario](setup, options.repeats)
 
 

@@ -78,6 +78,19 @@ def test_the_gateway_is_compared_with_triton_itself(checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.long
+def test_a_server_is_ready_before_its_first_picture_however_it_is_started(checkpoint: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "report"
+    options = [f"--checkpoint={checkpoint}", "--repeats=2", "--size=128", "--device=CPU", "--scenario=start"]
+    done = bench(*options, f"--report={stem}")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(stem.with_suffix(".json").read_text())["measurements"]["seconds"]
+    assert list(measured) == ["as it comes", "configurations completed"]
+    for signs in measured.values():
+        assert len(signs["ready"]) == 2
+        assert all(0 < ready < picture for ready, picture in zip(*signs.values(), strict=True))
+
+
+@pytest.mark.long
 def test_both_modes_get_the_same_arrivals_from_locust(checkpoint: Path, tmp_path: Path) -> None:
     stem = tmp_path / "report"
     options = [f"--checkpoint={checkpoint}", "--repeats=1", "--size=128", "--device=CPU", "--scenario=trace"]

@@ -30,10 +30,10 @@ from benchmark.baselines import load_openvino, tune
 from benchmark.chart import Bars, Chart, Lines, save
 from benchmark.contenders import BenchError, Peak, Ready, Setup, worker
 from benchmark.figures import Spread, alternating, high_water_bytes, largest_difference, process_name, read_metrics
-from benchmark.first_signs import first_signs_table, watch
+from benchmark.first_signs import watch
 from benchmark.latency import CONTENDERS, compare_pictures, latency_tables
 from benchmark.mixed import at_once_table, mixed_tables
-from benchmark.report import Report, Table, memory_table
+from benchmark.report import Report, Table, memory_table, pair_table
 from benchmark.throughput import CALLERS, ENGINE, throughput_chart, throughput_table
 from tiny_sd_client import Generation, Progress, Stage, Timings
 from tiny_sd_engine.architectures import ARCHITECTURES
@@ -208,10 +208,10 @@ def test_signs_of_a_stream_are_timed_from_its_call() -> None:
     assert at_once == {"first event": 0.5, "first step": 1.0, "first preview": 1.0, "picture": 1.0}
 
 
-def test_signs_beside_long_ones_are_compared_with_those_alone() -> None:
+def test_two_situations_are_compared_round_by_round() -> None:
     signs = ("first event", "first step", "first preview", "picture")
     alone, beside = dict.fromkeys(signs, (1.0, 2.0)), dict.fromkeys(signs, (2.0, 3.0))
-    table = first_signs_table({"alone": alone, "beside 3 long ones": beside})
+    table = pair_table({"alone": alone, "beside 3 long ones": beside})
     assert table.rows[0] == ["first event", "1.50", "1.00 to 2.00", "2.50", "2.00 to 3.00", "1.75x", "1.50x to 2.00x"]
     assert [row[0] for row in table.rows] == list(signs)
 

@@ -57,7 +57,7 @@ def trace(setup: Setup, repeats: int, run_s: int) -> Report:
     And in flight as many short ones, without the long ones.
     """
     runs: dict[str, list[Answers]] = {IN_FLIGHT: [], PLAIN: [], SHORT_ALONE: []}
-    with serve(setup, IN_FLIGHT) as in_flight, serve(setup, PLAIN, config="plain") as plain:
+    with serve(setup, IN_FLIGHT) as in_flight, serve(setup, PLAIN, "--model-config-name=plain") as plain:
         capacity = closed_loop(in_flight, setup, run_s, MIX).rate
         rate = SHARE_OF_CAPACITY["trace"] * capacity
         situations = {

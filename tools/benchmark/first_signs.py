@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from benchmark.chart import Bars
 from benchmark.contenders import Setup
-from benchmark.figures import Spread, alternating, ratios
+from benchmark.figures import Spread, alternating
 from benchmark.mixed import LONG_STEPS
-from benchmark.report import MEMORY_NOTE, Report, Table, memory_table, say, seconds, times
+from benchmark.report import MEMORY_NOTE, Report, memory_table, pair_table, say
 from benchmark.served import serve
 from tiny_sd_client import Client, Generation, Progress
 from tiny_sd_client.parameters import Parameters
@@ -20,9 +20,6 @@ SIGNS = ("first event", "first step", "first preview", "picture")
 LONG_ONES = 3
 PREVIEW_EVERY = 2
 ALONE, BESIDE = "alone", f"beside {LONG_ONES} long ones"
-
-Seconds = Mapping[str, Mapping[str, Sequence[float]]]
-"""By situation and sign; one figure a round."""
 
 
 def first_signs(setup: Setup, repeats: int) -> Report:
@@ -42,7 +39,7 @@ def first_signs(setup: Setup, repeats: int) -> Report:
         peaks = served.peaks()
     return Report(
         title="First signs of a picture",
-        tables=[first_signs_table(taken), memory_table(peaks)],
+        tables=[pair_table(taken), memory_table(peaks)],
         notes=[
             f"The Python client streams a picture of {setup.steps} steps from `tiny_sd_stream` by gRPC and wants a "
             f"preview every {PREVIEW_EVERY} steps. Seconds are from the call; the server looks for news twenty times "
@@ -58,21 +55,6 @@ def first_signs(setup: Setup, repeats: int) -> Report:
         ),
         measurements={"seconds": taken, "peaks": peaks},
     )
-
-
-def first_signs_table(taken: Seconds) -> Table:
-    """A row for each sign."""
-    rows = [
-        [
-            sign,
-            *Spread.of(taken[ALONE][sign]).cells(seconds),
-            *Spread.of(taken[BESIDE][sign]).cells(seconds),
-            *Spread.of(ratios(taken[BESIDE][sign], taken[ALONE][sign])).cells(times),
-        ]
-        for sign in SIGNS
-    ]
-    columns = [f"seconds, {ALONE}", f"seconds, {BESIDE}", "ratio"]
-    return Table(["", *(cell for column in columns for cell in (column, "from … to"))], rows)
 
 
 def watch(events: Iterable[Progress | Generation], now: Callable[[], float] = time.perf_counter) -> dict[str, float]:

@@ -31,7 +31,7 @@ def mixed(setup: Setup, repeats: int) -> Report:
     rates: dict[str, list[float]] = {name: [] for name in situations}
     with (
         serve(setup, IN_FLIGHT) as in_flight,
-        serve(setup, PLAIN, config="plain") as plain,
+        serve(setup, PLAIN, "--model-config-name=plain") as plain,
         serve_locked(setup) as locked,
     ):
         servers: dict[str, Served | Locked] = {ALONE: in_flight, IN_FLIGHT: in_flight, PLAIN: plain, LOCKED: locked}

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmark.chart import Chart
 from benchmark.contenders import Peak
+from benchmark.figures import Spread, ratios
 
 MEMORY_NOTE = (
     "Peak memory is the high-water mark of resident memory (VmHWM), loading included. Pages of shared libraries count "
@@ -64,6 +65,24 @@ class Report:
             "measurements": measurements,
             "failures": list(self.failures),
         }
+
+
+def pair_table(taken: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
+    """A row for each event, from the seconds until it in each round of two situations, and the second's ratio to the
+    first.
+    """
+    first, second = taken
+    rows = [
+        [
+            event,
+            *Spread.of(taken[first][event]).cells(seconds),
+            *Spread.of(taken[second][event]).cells(seconds),
+            *Spread.of(ratios(taken[second][event], taken[first][event])).cells(times),
+        ]
+        for event in taken[first]
+    ]
+    columns = [f"seconds, {first}", f"seconds, {second}", "ratio"]
+    return Table(["", *(cell for column in columns for cell in (column, "from … to"))], rows)
 
 
 def memory_table(peaks: Iterable[Peak]) -> Table:

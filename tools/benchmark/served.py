@@ -69,16 +69,15 @@ class Served:
 
 
 @contextmanager
-def serve(setup: Setup, name: str = "served", config: str | None = None) -> Iterator[Served]:
-    """A server for as long as the block. ``config`` names an alternative configuration of the models."""
+def serve(setup: Setup, name: str = "served", *flags: str) -> Iterator[Served]:
+    """A server for as long as the block, with ``flags`` of Triton's besides the usual ones."""
     environment = {
         "TINY_SD_CHECKPOINT": str(setup.checkpoint),
         "TINY_SD_PRECISION": setup.precision,
         "TINY_SD_SIZES": ",".join(map(str, {*DOCUMENTED_SIZES, setup.size})),
     }
-    arguments = [f"--model-config-name={config}"] if config else []
     with (
-        LocalServer(env=environment, extra_args=arguments) as server,
+        LocalServer(env=environment, extra_args=flags) as server,
         _connect(server.grpc_url) as ask,
     ):
         yield Served(name, server, ask)
