@@ -56,7 +56,7 @@ bench: setup ## baselines, engine and server side by side on this CPU; two hours
 	$(BENCH) --device CPU --architecture test --scenario near-capacity --repeats 3 --run-seconds 600 --report $(REPORTS)/cpu-test-near-capacity
 	$(BENCH) --device CPU --architecture test --scenario first-signs --repeats 10 --report $(REPORTS)/cpu-test-first-signs
 	$(BENCH) --device CPU --architecture test --scenario gateway --repeats 20 --report $(REPORTS)/cpu-test-gateway
-	$(BENCH) --device CPU --architecture tiny-sd --scenario start --repeats 6 --report $(REPORTS)/cpu-tiny-sd-start
+	$(BENCH) --device CPU --architecture tiny-sd --scenario start --repeats 4 --report $(REPORTS)/cpu-tiny-sd-start
 	$(BENCH) --device CPU --architecture tiny-sd --contenders $(CONTENDERS) --report $(REPORTS)/cpu-tiny-sd
 
 bench-gpu: setup ## the same on the GPU, with full-size Tiny-SD

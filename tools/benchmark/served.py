@@ -69,7 +69,7 @@ class Served:
 
 
 @contextmanager
-def serve(setup: Setup, name: str = "served", *flags: str) -> Iterator[Served]:
+def serve(setup: Setup, name: str = "served", *flags: str, server: type[LocalServer] = LocalServer) -> Iterator[Served]:
     """A server for as long as the block, with ``flags`` of Triton's besides the usual ones."""
     environment = {
         "TINY_SD_CHECKPOINT": str(setup.checkpoint),
@@ -77,10 +77,10 @@ def serve(setup: Setup, name: str = "served", *flags: str) -> Iterator[Served]:
         "TINY_SD_SIZES": ",".join(map(str, {*DOCUMENTED_SIZES, setup.size})),
     }
     with (
-        LocalServer(env=environment, extra_args=flags) as server,
-        _connect(server.grpc_url) as ask,
+        server(env=environment, extra_args=flags) as running,
+        _connect(running.grpc_url) as ask,
     ):
-        yield Served(name, server, ask)
+        yield Served(name, running, ask)
 
 
 @contextmanager

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from benchmark.chart import Bars
 from benchmark.contenders import Peak, Setup
 from benchmark.figures import Spread, alternating
 from benchmark.report import MEMORY_NOTE, Report, memory_table, pair_table, say
 from benchmark.served import serve
+from local_server import LocalServer
 
 SIGNS = ("ready", "first picture")
 OURS, COMPLETED = "as it comes", "configurations completed"
-# The last of two contradicting flags counts.
-_FLAGS: Mapping[str, Sequence[str]] = {OURS: (), COMPLETED: ("--strict-model-config=false",)}
+
+
+class Completing(LocalServer):
+    """Triton as it starts by itself: it completes the models' configurations."""
+
+    def command(self, binary: Path, flags: Sequence[str] = ()) -> list[str]:
+        """As usual, but for a flag, which no later flag takes back."""
+        return [flag for flag in super().command(binary, flags) if flag != "--disable-auto-complete-config"]
+
+
+_SERVERS: Mapping[str, type[LocalServer]] = {OURS: LocalServer, COMPLETED: Completing}
 
 
 def start(setup: Setup, repeats: int) -> Report:
-    """Servers are started one after another, as they come and with the flag's default of Triton's own."""
-    taken: dict[str, dict[str, list[float]]] = {way: {sign: [] for sign in SIGNS} for way in _FLAGS}
+    """Servers are started one after another, as they come and as Triton does by itself."""
+    taken: dict[str, dict[str, list[float]]] = {way: {sign: [] for sign in SIGNS} for way in _SERVERS}
     peaks: list[Peak] = []
-    for number, way in alternating(list(_FLAGS), repeats):
+    for number, way in alternating(list(_SERVERS), repeats):
         began = time.perf_counter()
-        with serve(setup, way, *_FLAGS[way]) as served:
+        with serve(setup, way, server=_SERVERS[way]) as served:
             taken[way]["ready"].append(time.perf_counter() - began)
             served.make(setup.request(number))
             taken[way]["first picture"].append(time.perf_counter() - began)
