@@ -123,12 +123,17 @@ def test_what_is_never_answered_is_lost_and_fails_the_test(silent: str, tmp_path
     assert {row["problem"] for row in run.requests} <= {"no answer in time", "no answer before the end of the test"}
 
 
-def test_a_server_that_is_not_there_loses_everything(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{nobody.getsockname()[1]}"
-        urls = [f"--grpc-url=grpc://{address}", f"--http-url=http://{address}"]
-        run = load(None, tmp_path, *urls, "--users=4", AT_ONCE, "--run-time=2s")
+@pytest.fixture
+def nobody() -> Iterator[list[str]]:
+    """Options for a server that is not there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        yield [f"--grpc-url=grpc://{address}", f"--http-url=http://{address}"]
+
+
+def test_a_server_that_is_not_there_loses_everything(nobody: list[str], tmp_path: Path) -> None:
+    run = load(None, tmp_path, *nobody, "--users=4", AT_ONCE, "--run-time=2s")
     assert run.code == 1
     assert all(run.count(name, "lost") for name in TRITON)
     assert run.count("all", "lost") == len(run.requests)
@@ -160,18 +165,14 @@ def test_ctrl_c_lets_the_workers_finish_and_reports(batching_server: LocalServer
     assert answered == len(run.requests) == change.once("nv_inference_request_success_total:tiny_sd", answered) > 1
 
 
-def test_ctrl_c_ends_processes_that_never_rest(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{nobody.getsockname()[1]}"
-        urls = [f"--grpc-url=grpc://{address}", f"--http-url=http://{address}"]
-        options = ["--headless", "--processes=2", "--users=64", AT_ONCE, "--think-seconds=0", "--transport=generate"]
-        with running(None, tmp_path, *urls, *options) as process:
-            while "All users spawned" not in so_far(tmp_path):
-                time.sleep(0.1)
-            time.sleep(1)
-            os.killpg(process.pid, signal.SIGINT)
-            run = ended(process, tmp_path)
+def test_ctrl_c_ends_processes_that_never_rest(nobody: list[str], tmp_path: Path) -> None:
+    options = ["--headless", "--processes=2", "--users=64", AT_ONCE, "--think-seconds=0", "--transport=generate"]
+    with running(None, tmp_path, *nobody, *options) as process:
+        while "All users spawned" not in so_far(tmp_path):
+            time.sleep(0.1)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        run = ended(process, tmp_path)
     assert run.code == 1
     assert run.count("all", "lost") == len(run.requests) > 0
     assert "Traceback" not in run.log

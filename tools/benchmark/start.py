@@ -21,8 +21,10 @@ class Completing(LocalServer):
     """Triton as it starts by itself: it completes the models' configurations."""
 
     def command(self, binary: Path, flags: Sequence[str] = ()) -> list[str]:
-        """As usual, but for a flag, which no later flag takes back."""
-        return [flag for flag in super().command(binary, flags) if flag != "--disable-auto-complete-config"]
+        """As usual, but for a flag, which no later flag takes back. Without that flag there is nothing to compare."""
+        command = super().command(binary, flags)
+        command.remove("--disable-auto-complete-config")
+        return command
 
 
 _SERVERS: Mapping[str, type[LocalServer]] = {OURS: LocalServer, COMPLETED: Completing}
