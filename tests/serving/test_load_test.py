@@ -37,6 +37,15 @@ def wait_for(generations: int, server: LocalServer) -> None:
         time.sleep(0.1)
 
 
+def wait_until_spawned(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until Locust goes on, whether or not all workers found the time to say that their users are there."""
+    deadline = time.monotonic() + ANSWERS_S
+    while not re.search("All users spawned|Spawning is complete", so_far(folder)):
+        assert process.poll() is None, so_far(folder)
+        assert time.monotonic() < deadline, so_far(folder)
+        time.sleep(0.1)
+
+
 def test_a_closed_loop_is_reported_as_the_server_counts_it(batching_server: LocalServer, tmp_path: Path) -> None:
     with change_of(batching_server.metrics_url) as change:
         run = load(batching_server, tmp_path, "--mix=draft", "--users=8", AT_ONCE, "--run-time=6s")
@@ -168,8 +177,7 @@ def test_ctrl_c_lets_the_workers_finish_and_reports(batching_server: LocalServer
 def test_ctrl_c_ends_processes_that_never_rest(nobody: list[str], tmp_path: Path) -> None:
     options = ["--headless", "--processes=2", "--users=64", AT_ONCE, "--think-seconds=0", "--transport=generate"]
     with running(None, tmp_path, *nobody, *options) as process:
-        while "All users spawned" not in so_far(tmp_path):
-            time.sleep(0.1)
+        wait_until_spawned(process, tmp_path)
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)
         run = ended(process, tmp_path)
