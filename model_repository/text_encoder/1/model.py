@@ -29,6 +29,10 @@ class TritonPythonModel:
         self._texts = self._counter(args, "texts_total", "Prompts and negative prompts, each by itself")
         self._encoded = self._counter(args, "texts_encoded_total", "Those of them that were not among the latest")
 
+    def finalize(self) -> None:
+        """Give the series up while Triton can be told; one that outlives the model ends its process by a fault."""
+        del self._texts, self._encoded, self._families
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """Embed the texts of all requests together; if that fails, each request's own."""
         texts = [_windows(request, side) for request in requests for side in ("prompt", "negative")]

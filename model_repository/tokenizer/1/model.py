@@ -41,6 +41,10 @@ class TritonPythonModel:
         self._refused = self._refusals.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
         tokenize(self._tokenizer, "warm-up", "")
 
+    def finalize(self) -> None:
+        """Give the series up while Triton can be told; one that outlives the model ends its process by a fault."""
+        del self._refused, self._refusals
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: there is nothing to share."""
         return [self._answer(request) for request in requests]

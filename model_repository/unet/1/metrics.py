@@ -33,6 +33,10 @@ class Metrics:
         self._cancelled = metric("jobs_cancelled_total", "Generations stopped because somebody asked", kind.COUNTER)
         self._overdue = metric("jobs_overdue_total", "Generations stopped by their timeout", kind.COUNTER)
 
+    def close(self) -> None:
+        """Give the series up while Triton can be told; one that outlives the model ends its process by a fault."""
+        vars(self).clear()
+
     def unet_call(self, rows: int, images: int) -> None:
         """Count one U-Net call."""
         self._rows.observe(rows)

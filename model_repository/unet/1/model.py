@@ -35,8 +35,8 @@ class TritonPythonModel:
         self._in_flight = "sequence_batching" in json.loads(args["model_config"])
         self._quantum_s = settings.quantum_ms / 1000
         self._plain_keys = itertools.count()
-        metrics = Metrics(args["model_name"], args["model_version"], args["model_instance_name"])
-        self._denoiser = Denoiser(settings.checkpoint, device, settings.max_rows, metrics)
+        self._metrics = Metrics(args["model_name"], args["model_version"], args["model_instance_name"])
+        self._denoiser = Denoiser(settings.checkpoint, device, settings.max_rows, self._metrics)
         self._denoiser.warm_up(DEFAULT_SIZE, DEFAULT_SIZE)
         self._board = Board.of_this_server(settings.jobs_dir)
         self._progress = Progress(self._board, self._denoiser, Previewer(VaeDecoder(settings.checkpoint, device)))
@@ -55,9 +55,10 @@ class TritonPythonModel:
         return [self._answer(*each) for each in zip(keys, requests, answers, strict=True)]
 
     def finalize(self) -> None:
-        """Stop the watch."""
+        """Stop the watch, and report no more."""
         self._stopping.set()
         self._evictor.join()
+        self._metrics.close()
 
     def _denoise(self, jobs: list[Job], others: list[Job]) -> None:
         start, everyone = time.monotonic(), [*jobs, *others]
