@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from types import TracebackType
 from typing import Self
 
-from supervised import PATIENCE_S
+from supervised import PATIENCE_S, Supervised
 
 from tiny_sd_client import Client, Progress, TinySDError
 
 PICTURE = "picture"
+WRONG = "another picture"
 
 
 class Callers:
@@ -54,6 +56,44 @@ class Callers:
         except TinySDError as error:
             return type(error).__name__
         return PICTURE
+
+
+class Repeaters:
+    """Callers who ask for a picture of their own again and again, as long as the ``with`` block lasts.
+
+    ``pictures``: each caller's seed, and the file that is made of it.
+    """
+
+    def __init__(self, server: Supervised, pictures: Mapping[int, bytes]) -> None:
+        self._server = server
+        self._pictures = pictures
+        self._over = threading.Event()
+        self.saw: Counter[str] = Counter()
+        """How often they saw what, once the block is left: their picture, another one, or the client's error."""
+
+    def __enter__(self) -> Self:
+        self._threads = ThreadPoolExecutor(len(self._pictures))
+        self._calls = [self._threads.submit(self._call, seed) for seed in self._pictures]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._threads.shutdown()
+        for call in self._calls:
+            self.saw += call.result()
+
+    def _call(self, seed: int) -> Counter[str]:
+        saw: Counter[str] = Counter()
+        while not self._over.wait(0.05):
+            try:
+                made = self._server.picture(seed=seed)
+            except TinySDError as error:
+                saw[type(error).__name__] += 1
+            else:
+                saw[PICTURE if made == self._pictures[seed] else WRONG] += 1
+        return saw
 
 
 def in_words(saw: Counter[str]) -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from callers_in_flight import PICTURE, Callers, in_words
+from callers_in_flight import PICTURE, Callers, Repeaters, in_words
 from matrix import Matrix, Row
 from supervised import Supervised
 
-OTHERS = ("tokenizer", "text_encoder", "vae_decoder", "tiny_sd_stream", "jobs")
+STAGES = ("tokenizer", "text_encoder", "vae_decoder")
+OTHERS = (*STAGES, "tiny_sd_stream", "jobs")
 TYPED = {PICTURE, "Unavailable", "ServerFault"}
 
 
@@ -64,3 +65,27 @@ def test_a_model_that_hangs_is_noticed(supervised: Supervised, matrix: Matrix) -
     assert set(saw) <= TYPED
     assert not unet.is_running() or unet.status() == psutil.STATUS_ZOMBIE
     matrix.add(Row("unet hangs (SIGSTOP)", in_words(saw), seconds))
+
+
+@pytest.mark.parametrize("model", ["unet", *(pytest.param(model, marks=pytest.mark.long) for model in STAGES)])
+def test_a_model_that_stands_still_for_a_while_gives_nobody_a_wrong_picture(
+    model: str, supervised: Supervised, matrix: Matrix
+) -> None:
+    # After a second Triton gives the process up, and the request. The process knows nothing of it and answers; Triton
+    # would take that for its answer to the next request.
+    pictures = {seed: supervised.picture(seed=seed) for seed in range(4)}
+    assert len(set(pictures.values())) == len(pictures)
+    servers, restarts = supervised.regions(), supervised.said("starting again")
+    with Repeaters(supervised, pictures) as callers:
+        process = supervised.the_process(f"/{model}/1/model.py")
+        began = time.monotonic()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        supervised.wait_for("starting again", restarts + 1)
+        supervised.seconds_until_picture()
+        seconds = time.monotonic() - began
+    assert PICTURE in callers.saw
+    assert set(callers.saw) <= TYPED
+    assert supervised.regions() == servers
+    matrix.add(Row(f"{model} stands still for 2.5 s", ", ".join(sorted(callers.saw)), seconds))
