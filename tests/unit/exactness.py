@@ -6,6 +6,6 @@ import torch
 
 
 def far_apart(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    """The root mean square of the differences, in standard deviations. The largest one would be a matter of luck."""
+    """The largest difference, in standard deviations."""
     assert ours.shape == exact.shape
-    return float((ours.float() - exact).square().mean().sqrt() / exact.std())
+    return float((ours.float() - exact).abs().max() / exact.std())

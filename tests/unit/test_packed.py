@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -41,18 +42,23 @@ pytestmark = pytest.mark.usefixtures("seeded")
 )
 @torch.inference_mode()
 def test_a_packed_layer_is_as_exact_as_the_plain_one(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    inputs = torch.randn(shape).bfloat16()
+    for part in layer.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            part.reset_parameters()  # they were drawn before there was a seed
+    # Of a single draw the largest difference is a matter of luck.
+    inputs = [torch.randn(shape).bfloat16() for _ in range(20)]
     if len(shape) == 4:
-        inputs = inputs.to(memory_format=torch.channels_last)
+        inputs = [each.to(memory_format=torch.channels_last) for each in inputs]
     network = nn.Sequential(layer).to(torch.bfloat16)
-    exact = nn.Sequential(layer).float()(inputs.float())
+    exact = [nn.Sequential(layer).float()(each.float()) for each in inputs]
     network.to(torch.bfloat16)
-    plain = network(inputs)
+    plain = [network(each) for each in inputs]
     pack(network)
     assert not any(isinstance(module, PLAIN) for module in network.modules())
-    packed = network(inputs)
-    assert packed.dtype == torch.bfloat16
-    assert far_apart(packed, exact) <= 1.01 * far_apart(plain, exact)
+    packed = [network(each) for each in inputs]
+    assert {each.dtype for each in packed} == {torch.bfloat16}
+    usual = fmean(map(far_apart, plain, exact))
+    assert fmean(map(far_apart, packed, exact)) <= max(usual, 0.02)
 
 
 @pytest.mark.skipif(not can_pack(BF16), reason="needs a processor whose oneDNN computes in bfloat16")
